@@ -1,0 +1,161 @@
+"""One stage of an experiment: directories in, one directory out, whole or absent, never computed twice.
+
+A stage's *key* is the digest of its verb, its part of the configuration and the content of its inputs. What a killed
+run needs to go on (checkpoints, finished shards, the journal) lives in `runs/<verb>-<key>/`; the output directory
+carries `stage.json`, which says what made it, and nothing that differs between two equal runs.
+"""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blip.errors import DataError
+from blip.files import (
+    atomic_directory,
+    digest_directory,
+    digest_json,
+    digest_path,
+    lock,
+    read_json,
+)
+from blip.files import write_json as write_json_file
+from blip.tracker import Journal
+
+log = logging.getLogger(__name__)
+
+RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is to do, before it does it.
+
+    Attributes:
+        verb: The command, e.g. `pretrain`.
+        out: The directory it writes.
+        inputs: Directories and files it reads, by role, e.g. `{"data": (Path("datasets/web"),)}`.
+        config: Its part of the configuration, as plain JSON.
+        runs: The folder that holds the working state of unfinished stages.
+        experiment: The experiment's name and digest, for tracking only.
+    """
+
+    verb: str
+    out: Path
+    inputs: Mapping[str, tuple[Path, ...]]
+    config: Mapping[str, Any]
+    runs: Path = Path("runs")
+    experiment: str = ""
+
+    @property
+    def name(self) -> str:
+        """The stage's readable name: the verb and the output's name."""
+        return f"{self.verb}-{self.out.name}"
+
+    def input_digests(self) -> dict[str, list[str]]:
+        """Digest of every input, by role."""
+        return {role: [input_digest(path) for path in paths] for role, paths in self.inputs.items()}
+
+
+@dataclass
+class Stage:
+    """A stage under way: where to write, where to keep what must survive, whom to tell."""
+
+    job: Job
+    key: str
+    out: Path
+    run_dir: Path
+    journal: Journal
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage (or its last resumption) began."""
+        return time.monotonic() - self.started
+
+
+def input_digest(path: Path) -> str:
+    """Give the digest of an input: the recorded one of a stage's output, else that of its content.
+
+    Raises:
+        DataError: There is nothing at the path.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: does not exist: run the stage that makes it first")
+    if (path / RECORD).is_file():
+        return str(read_json(path / RECORD)["output"])
+    return digest_path(path)
+
+
+def stage_key(job: Job) -> str:
+    """Give the digest that names this work: verb, configuration and inputs, and nothing of where or when."""
+    return digest_json([job.verb, job.config, job.input_digests()])
+
+
+def finished(job: Job, key: str) -> bool:
+    """Tell whether the output is there already and was made by this very work."""
+    record = job.out / RECORD
+    return record.is_file() and read_json(record).get("key") == key
+
+
+@contextlib.contextmanager
+def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
+    """Run one stage: yields None where its output is already there, else the `Stage` to fill.
+
+    The body writes into `stage.out`. When it returns, the output takes its name and the working state is removed,
+    except the journal; when it raises or is killed, the output is absent and the working state stays.
+
+    Raises:
+        DataError: An input is missing.
+        BlipError: The same stage is running already.
+    """
+    key = stage_key(job)
+    run_dir = job.runs / f"{job.verb}-{key[:16]}"
+    with lock(run_dir / "lock", f"stage {job.name}"), lock(job.runs / "locks" / _slug(job.out), f"a stage that writes {job.out}"):
+        if finished(job, key) and not force:
+            log.info("%s is up to date", job.name)
+            yield None
+            return
+        if force:
+            _forget(run_dir)
+        journal = Journal(run_dir / "journal.jsonl")
+        inputs = job.input_digests()
+        journal.start(
+            stage=job.verb,
+            name=job.name,
+            key=key,
+            experiment=job.experiment,
+            params=job.config,
+            inputs={r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)] for r, ds in inputs.items()},
+        )
+        status = "KILLED"
+        try:
+            with atomic_directory(job.out) as out:
+                stage = Stage(job, key, out, run_dir, journal)
+                yield stage
+                record = {"stage": job.verb, "key": key, "inputs": inputs, "config": job.config}
+                record["output"] = digest_directory(out, without=frozenset({RECORD}))
+                write_json_file(out / RECORD, record)
+            journal.metrics({"perf/seconds": stage.seconds})
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            journal.end(status)
+        _forget(run_dir)
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove the working state of a stage; its journal and lock stay."""
+    for entry in run_dir.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def _slug(path: Path) -> str:
+    return digest_json(str(path.resolve()))[:16]
