@@ -1,9 +1,20 @@
 """The typed batch that data makes and objectives read."""
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class SpecialTokens(NamedTuple):
+    """Ids of the tokens with a meaning of their own (BLIP.md 1.1)."""
+
+    pad: int
+    cls: int
+    sep: int
+    dec: int
+    enc: int
 
 
 @dataclass(frozen=True)

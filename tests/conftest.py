@@ -1,0 +1,17 @@
+"""What the tests share: where the reference material lies, and a calm environment."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the reference outputs and real photos; tests that need it are skipped without."""
+    folder = Path(os.environ.get("BLIP_SHARED") or Path(__file__).parents[2] / "shared")
+    if not folder.is_dir():
+        pytest.skip("needs the reference material: set BLIP_SHARED")
+    return folder
