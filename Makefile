@@ -1,0 +1,58 @@
+# The two commands of the README are `make demo` and `make test`; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SHELL := /bin/bash
+
+.PHONY: help demo test ui study install install-dev check format lock clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: install  ## Run the whole bootstrapping loop on the demo world; ends with a table and a report
+	@$(BIN)/blip run
+
+test: install-dev  ## Run the default tests (no network, a few minutes)
+	@$(BIN)/pytest -q -n 2 --dist loadscope
+
+ui: install  ## Start the MLflow UI and the Prefect UI on free loopback ports
+	@$(BIN)/blip ui
+
+study: install-dev  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
+	@$(BIN)/python -m docs.study
+
+install: $(VENV)/.runtime  ## Create .venv with the locked set
+
+install-dev: $(VENV)/.dev  ## The same with development tools
+
+$(VENV)/.runtime: requirements.lock pyproject.toml
+	@PYTHON=$(PYTHON) ./install.sh requirements.lock
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml
+	@PYTHON=$(PYTHON) ./install.sh requirements-dev.lock
+	@touch $(VENV)/.runtime $@
+
+check: install-dev  ## What CI runs: format, lint, types, import contracts, all tests that this machine can run
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q -n 2 --dist loadscope -m 'not gpu and not kube'
+
+format: install-dev  ## Format and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: install-dev  ## Resolve the pinned sets anew from pyproject.toml
+	for extra in "" dev; do \
+	  lock=requirements$${extra:+-$$extra}.lock; \
+	  env -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.toml $${extra:+--extra $$extra} --universal --python-version 3.11 \
+	    --no-header --no-annotate --quiet -o $$lock && \
+	  sed -i -E '/^(nvidia-|cuda-|triton)/d' $$lock; \
+	done  # torch pins its own CUDA packages, and only its CUDA build wants them
+
+clean:  ## Remove everything that the demo made (the environment stays)
+	rm -rf data datasets models results runs tokenizer captions mlruns mlartifacts .blip
+	rm -f mlflow.db* catalog.db*

@@ -1,0 +1,114 @@
+"""A stage: once, whole, and never twice at the same time."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from blip.errors import BlipError, DataError
+from blip.stage import RECORD, Job, input_digest, run_stage, stage_key
+from blip.tracker import read_journal
+
+
+def job(folder: Path, **changes: object) -> Job:
+    (folder / "in").mkdir(exist_ok=True)
+    (folder / "in" / "data").write_text("one")
+    fields = {
+        "verb": "toy", "out": folder / "out", "inputs": {"data": (folder / "in",)}, "config": {"x": 1},
+        "runs": folder / "runs", **changes,
+    }  # fmt: skip
+    return Job(**fields)  # type: ignore[arg-type]
+
+
+def run(toy: Job, text: str = "result") -> bool:
+    with run_stage(toy) as stage:
+        if stage is None:
+            return False
+        (stage.out / "result").write_text(text)
+    return True
+
+
+def events(folder: Path) -> list[tuple[str, str | None]]:
+    (journal,) = (folder / "runs").glob("toy-*/journal.jsonl")
+    return [(event["event"], event.get("status")) for event in read_journal(journal)[0]]
+
+
+def test_second_call_does_nothing(tmp_path: Path) -> None:
+    assert run(job(tmp_path))
+    assert not run(job(tmp_path))
+    assert events(tmp_path) == [("start", None), ("metrics", None), ("end", "FINISHED")]
+
+
+def test_changed_config_or_input_makes_it_anew(tmp_path: Path) -> None:
+    assert run(job(tmp_path))
+    assert run(job(tmp_path, config={"x": 2}))
+    (tmp_path / "in" / "data").write_text("two")
+    changed = Job("toy", tmp_path / "out", {"data": (tmp_path / "in",)}, {"x": 2}, tmp_path / "runs")
+    assert run(changed)
+
+
+def test_key_does_not_depend_on_where(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    assert stage_key(job(tmp_path)) == stage_key(job(tmp_path / "elsewhere"))
+
+
+def test_output_digest_is_the_input_of_the_next_stage(tmp_path: Path) -> None:
+    run(job(tmp_path))
+    before = input_digest(tmp_path / "out")
+    with run_stage(job(tmp_path), force=True) as stage:
+        assert stage is not None
+        (stage.out / "result").write_text("other")
+    assert input_digest(tmp_path / "out") != before
+
+
+def test_failure_leaves_no_output_but_the_working_state(tmp_path: Path) -> None:
+    def fail() -> None:
+        with run_stage(job(tmp_path)) as stage:
+            assert stage is not None
+            (stage.run_dir / "shards").mkdir()
+            raise DataError("bad record")
+
+    with pytest.raises(DataError, match="bad record"):
+        fail()
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "runs").glob("toy-*/shards"))
+    assert events(tmp_path)[-1] == ("end", "FAILED")
+    assert run(job(tmp_path))
+    assert not list((tmp_path / "runs").glob("toy-*/shards"))
+
+
+def test_missing_input_names_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: does not exist: run the stage that makes it first"):
+        run(job(tmp_path, inputs={"data": (tmp_path / "nowhere",)}))
+
+
+def test_killed_stage_leaves_nothing_and_the_next_goes_on(tmp_path: Path) -> None:
+    program = f"""
+        import os, signal
+        from pathlib import Path
+        from blip.stage import Job, run_stage
+        folder = Path({str(tmp_path)!r})
+        toy = Job("toy", folder / "out", {{"data": (folder / "in",)}}, {{"x": 1}}, folder / "runs")
+        with run_stage(toy) as stage:
+            (stage.out / "result").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    job(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert run(job(tmp_path))
+    assert (tmp_path / "out" / "result").read_text() == "result"
+    assert (tmp_path / "out" / RECORD).is_file()
+
+
+def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
+    with run_stage(job(tmp_path)) as stage:
+        assert stage is not None
+        with pytest.raises(BlipError, match="stage toy-out is already running"):
+            run(job(tmp_path))
+        with pytest.raises(BlipError, match="a stage that writes .*out is already running"):
+            run(job(tmp_path, config={"x": 2}))
