@@ -1,0 +1,98 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blip.evaluate.caption_metrics import BleuCounts, Corpus, bleu
+
+TOLERANCE = 1e-9  # measured against pycocoevalcap: 4e-16 BLEU, 9e-16 CIDEr, 0 ROUGE-L
+
+words = st.sampled_from(["a", "dog", "cat", "on", "the", "red", "mat", "is", "two"])
+caption = st.lists(words, min_size=0, max_size=12).map(" ".join)
+corpora = st.lists(
+    st.tuples(caption, st.lists(caption, min_size=1, max_size=4)), min_size=1, max_size=6
+)
+
+
+def corpus_bleu(counts: BleuCounts) -> np.ndarray:
+    return bleu(BleuCounts(*(count.sum(axis=0) for count in counts)))
+
+
+def assert_as_reference(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    gts = {i: list(r) for i, r in enumerate(references)}
+    res = {i: [h] for i, h in enumerate(hypotheses)}
+    ours = Corpus(hypotheses, references)
+    total, each = bleu_module.Bleu(4).compute_score(gts, res, verbose=0)
+    np.testing.assert_allclose(bleu(ours.bleu_counts()), np.array(each).T, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(corpus_bleu(ours.bleu_counts()), total, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(
+        ours.cider(), Cider().compute_score(gts, res)[1], atol=TOLERANCE, rtol=0
+    )
+    np.testing.assert_allclose(
+        ours.rouge_l(), Rouge().compute_score(gts, res)[1], atol=TOLERANCE, rtol=0
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(corpora)
+def test_any_corpus_scores_as_in_the_reference(corpus: list[tuple[str, list[str]]]) -> None:
+    if any(any(r) for _, r in corpus):  # the reference has no document frequency of nothing
+        assert_as_reference([h for h, _ in corpus], [r for _, r in corpus])
+
+
+@pytest.mark.parametrize("case", ["pretokenised", "ptb"])
+def test_golden_scores(shared: Path, case: str) -> None:
+    golden = json.loads((shared / "golden/caption_metrics.json").read_text())[case]
+    gts, res = (golden.get(n) or golden[f"tok_{n}"] for n in ("gts", "res"))
+    ours = Corpus([res[k][0] for k in gts], list(gts.values()))
+    scores = golden["scores"]
+    np.testing.assert_allclose(
+        bleu(ours.bleu_counts()).T, scores["Bleu_per_item"], atol=TOLERANCE, rtol=0
+    )
+    np.testing.assert_allclose(
+        corpus_bleu(ours.bleu_counts()), scores["Bleu"], atol=TOLERANCE, rtol=0
+    )
+    np.testing.assert_allclose(ours.cider(), scores["CIDEr_per_item"], atol=TOLERANCE, rtol=0)
+    assert ours.cider().mean() == pytest.approx(scores["CIDEr"], abs=TOLERANCE)
+    np.testing.assert_allclose(ours.rouge_l(), scores["ROUGE_L_per_item"], atol=TOLERANCE, rtol=0)
+
+
+def test_real_captions_score_as_in_the_reference(shared: Path) -> None:
+    folder = shared / "data/caption_metrics"
+    references = json.loads((folder / "refs/fakecap_val2014_345_refs.json").read_text())
+    results = json.loads((folder / "results/fakecap_val2014_345.json").read_text())
+    captions = {row["image_id"]: row["caption"].lower() for row in results}
+    assert_as_reference(
+        [captions[row["image_id"]] for row in references],
+        [[text.lower() for text in row["caption"]] for row in references],
+    )
+
+
+def test_counts_of_images_add_up() -> None:
+    hypotheses, references = (
+        ["a red dog on the mat", "two cats"],
+        [["a dog on the mat"], ["two red cats", "cats"]],
+    )
+    together = Corpus(hypotheses, references).bleu_counts()
+    apart = [Corpus([h], [r]).bleu_counts() for h, r in zip(hypotheses, references, strict=True)]
+    for whole, *parts in zip(together, *apart, strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_the_shorter_of_two_equally_close_references_counts() -> None:
+    counts = Corpus(["a b c"], [["a b c d", "a b", "a"]]).bleu_counts()
+    assert counts.reference_length.tolist() == [2]
+
+
+@pytest.mark.parametrize(("hypotheses", "references"), [([], []), (["a"], []), (["a"], [[]])])
+def test_missing_captions_are_refused(hypotheses: list[str], references: list[list[str]]) -> None:
+    with pytest.raises(ValueError, match="give one"):
+        Corpus(hypotheses, references)
