@@ -1,0 +1,1 @@
+"""Migrations of the catalogue, one file a revision, numbered in order."""
