@@ -1,0 +1,306 @@
+"""Writing captions: greedy, beam search and nucleus sampling, by the reference's rules (BLIP.md 3, 5.2).
+
+Lengths count the prompt. The keys and values of an image are projected once and read by all of its beams; those of
+the text are cached. An image whose captions are done leaves the batch, and none sees the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from blip import config
+from blip.models.blip import Blip
+from blip.models.med import TextCache
+
+
+@torch.no_grad()
+def generate(
+    model: Blip,
+    image_tokens: Tensor,
+    prompt_ids: list[int],
+    decoding: config.Decoding,
+    generators: Sequence[torch.Generator] | None = None,
+) -> list[list[int]]:
+    """Write one caption for each image.
+
+    Args:
+        model: A model with a text decoder, in evaluation mode.
+        image_tokens: (B, N, D) from `encode_image`.
+        prompt_ids: What every caption begins with: `[CLS]` or `[DEC]`, then the prompt's words, no `[SEP]`.
+        decoding: Method and limits.
+        generators: One of the host for each image, for `nucleus`: a caption depends on its own generator alone.
+
+    Returns:
+        Ids of each caption, without prompt, `[SEP]` and padding.
+
+    Raises:
+        ValueError: The prompt has no first token or fills `max_length`, the model cannot hold `max_length`, or
+            there is not one generator for each image.
+    """
+    _check(model, len(image_tokens), prompt_ids, decoding, generators)
+    prompt = torch.tensor([prompt_ids], device=image_tokens.device)
+    prompt[0, 0] = model.special.dec
+    if decoding.method == "beam":
+        return [best for best, _ in beam_search(model, image_tokens, prompt, decoding)]
+    return _sample(model, image_tokens, prompt, decoding, generators)
+
+
+def filtered_logits(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]:
+    """Keep the `top_k` likeliest tokens, of these the fewest whose probability exceeds `top_p`.
+
+    Args:
+        logits: (R, V).
+        decoding: `top_k` 0 keeps all, as does `top_p` 1.
+
+    Returns:
+        (R, K) probabilities, falling, 0 where dropped, of sum 1; and the (R, K) ids they belong to.
+    """
+    k = min(decoding.top_k or logits.shape[1], logits.shape[1])
+    kept, ids = logits.float().topk(k, dim=1)
+    probabilities = kept.softmax(dim=1)
+    if decoding.top_p < 1.0:
+        # The token that crosses top_p still counts; the likeliest always does.
+        before = probabilities.cumsum(dim=1) - probabilities
+        dropped = before > decoding.top_p
+        dropped[:, 0] = False
+        probabilities = probabilities.masked_fill(dropped, 0.0)
+    return probabilities / probabilities.sum(dim=1, keepdim=True), ids
+
+
+def processed_scores(
+    scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep: int
+) -> Tensor:
+    """Discourage repeats and forbid an early end.
+
+    Args:
+        scores: (R, V) logits or log-probabilities of the next token.
+        token_ids: (R, T) the prompt and what is written so far.
+        decoding: Repetition penalty and minimum length.
+        sep: The token that ends a caption.
+    """
+    if decoding.repetition_penalty != 1.0:
+        seen = scores.gather(1, token_ids)
+        penalty = decoding.repetition_penalty
+        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
+        scores = scores.scatter(1, token_ids, seen)
+    if token_ids.shape[1] < decoding.min_length:
+        scores = scores.clone()
+        scores[:, sep] = -torch.inf
+    return scores
+
+
+def _sample(
+    model: Blip,
+    image_tokens: Tensor,
+    prompt: Tensor,
+    decoding: config.Decoding,
+    generators: Sequence[torch.Generator] | None,
+) -> list[list[int]]:
+    """Write token by token: the likeliest, or one drawn by the generator of its image."""
+    start, sep = prompt.shape[1], model.special.sep
+    image_kv = model.project_images(image_tokens)
+    cache = TextCache(len(image_kv))
+    token_ids = prompt.expand(len(image_tokens), -1)
+    rows = torch.arange(len(image_tokens), device=prompt.device)
+    captions: list[list[int]] = [[] for _ in image_tokens]
+    # All draws of an image at once, so that the state of its generator does not tell how long the caption was.
+    draws = torch.zeros(len(image_tokens), decoding.max_length - start)
+    if generators is not None:
+        draws = torch.stack([torch.rand(draws.shape[1], generator=g) for g in generators])
+    draws = draws.to(prompt.device)
+    step_ids = token_ids
+    for step in range(decoding.max_length - start):
+        logits = model.predict(model.decode(step_ids, image_kv, cache=cache)[:, -1])
+        logits = processed_scores(logits, token_ids, decoding, sep)
+        if generators is None:
+            chosen = logits.argmax(dim=1)
+        else:
+            chosen = _pick(*filtered_logits(logits, decoding), draws[rows, step])
+        token_ids = torch.cat([token_ids, chosen[:, None]], dim=1)
+        step_ids = token_ids[:, -1:]
+        open_ = (chosen != sep).nonzero().squeeze(1)
+        for row in (chosen == sep).nonzero().squeeze(1).tolist():
+            captions[int(rows[row])] = token_ids[row, start:-1].tolist()
+        if len(open_) == 0:
+            return captions
+        if len(open_) < len(rows):
+            rows, token_ids, step_ids = rows[open_], token_ids[open_], step_ids[open_]
+            image_kv = [kv[open_] for kv in image_kv]
+            cache.select(open_)
+    for row, index in enumerate(rows.tolist()):
+        captions[index] = token_ids[row, start:].tolist()
+    return captions
+
+
+def _pick(probabilities: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
+    """Invert the distribution: the first token whose cumulative probability exceeds the draw."""
+    cumulative = probabilities.cumsum(dim=1)
+    # Rounding may leave the sum below the draw: the last kept token, not one of probability 0, is meant then.
+    last = (probabilities > 0).sum(dim=1, keepdim=True) - 1
+    place = torch.searchsorted(cumulative, draws[:, None], right=True)
+    return ids.gather(1, torch.minimum(place, last)).squeeze(1)
+
+
+@dataclass
+class _Finished:
+    """The best captions that ended, at most `size`, by log-probability over length."""
+
+    size: int
+    captions: list[tuple[float, list[int]]] = field(default_factory=list)
+
+    def add(self, log_probability: float, token_ids: list[int]) -> None:
+        score = log_probability / len(token_ids)
+        if len(self.captions) < self.size:
+            self.captions.append((score, token_ids))
+        elif score > self.worst:
+            index = min(range(self.size), key=lambda i: self.captions[i][0])
+            del self.captions[index]
+            self.captions.append((score, token_ids))
+
+    @property
+    def worst(self) -> float:
+        return min(score for score, _ in self.captions)
+
+    def settled(self, best_running: float, length: int) -> bool:
+        """Say whether no running beam can still beat the worst finished caption."""
+        return len(self.captions) == self.size and self.worst >= best_running / length
+
+    def best(self) -> tuple[float, list[int]]:
+        return max(reversed(self.captions), key=lambda scored: scored[0])
+
+
+def beam_search(
+    model: Blip, image_tokens: Tensor, prompt: Tensor, decoding: config.Decoding
+) -> list[tuple[list[int], float]]:
+    """Search by the rules of BLIP.md 5.2.
+
+    Args:
+        model: A model with a text decoder.
+        image_tokens: (B, N, D).
+        prompt: (1, T) ids, `[DEC]` first.
+        decoding: Beams and limits.
+
+    Returns:
+        For each image the best caption without prompt and `[SEP]`, and its score: the sum of log-probabilities over
+        the length, which counts the prompt and not `[SEP]`.
+    """
+    start, num_beams = prompt.shape[1], decoding.num_beams
+    image_kv = model.project_images(image_tokens)
+    cache = TextCache(len(image_kv))
+    finished = [_Finished(num_beams) for _ in image_tokens]
+    images = list(range(len(image_tokens)))
+    hidden = model.decode(prompt.expand(len(images), -1), image_kv, cache=cache)[:, -1]
+    # The prompt is read once for each image, then its beams part.
+    each = torch.arange(len(images), device=prompt.device).repeat_interleave(num_beams)
+    cache.select(each)
+    hidden = hidden[each]
+    token_ids = prompt.repeat(len(each), 1)
+    sums = torch.full((len(images), num_beams), -1e9, device=prompt.device)
+    sums[:, 0] = 0.0  # else all beams would take the same first token
+    while True:
+        scores = model.predict(hidden).float().log_softmax(dim=1)
+        scores = processed_scores(scores, token_ids, decoding, model.special.sep)
+        moves = _advance(scores, sums, token_ids, images, finished, model.special.sep)
+        open_images, parents, tokens, sums = moves
+        images = [images[place] for place in open_images]
+        if not images:
+            break
+        token_ids = torch.cat([token_ids[parents], tokens[:, None]], dim=1)
+        if token_ids.shape[1] == decoding.max_length:
+            for row, (total, ids) in enumerate(
+                zip(sums.flatten().tolist(), token_ids.tolist(), strict=True)
+            ):
+                finished[images[row // num_beams]].add(total, ids)
+            break
+        cache.select(parents)
+        if len(open_images) < len(image_kv[0]):
+            image_kv = [kv[torch.tensor(open_images, device=kv.device)] for kv in image_kv]
+        hidden = _decode_beams(model, tokens, image_kv, cache)
+    return [(ids[start:], score) for score, ids in (one.best() for one in finished)]
+
+
+def _decode_beams(model: Blip, tokens: Tensor, image_kv: list[Tensor], cache: TextCache) -> Tensor:
+    """Read (R,) new tokens, the beams of an image side by side; give their (R, W) states."""
+    return model.decode(tokens[:, None], image_kv, cache=cache)[:, -1]
+
+
+def _advance(
+    scores: Tensor,
+    sums: Tensor,
+    token_ids: Tensor,
+    images: list[int],
+    finished: list[_Finished],
+    sep: int,
+) -> tuple[list[int], Tensor, Tensor, Tensor]:
+    """Extend the beams of every image by one token and collect the captions that end.
+
+    Args:
+        scores: (R, V) processed log-probabilities, R = images x beams.
+        sums: (images, beams) log-probabilities of the beams so far.
+        token_ids: (R, T).
+        images: The images still open.
+        finished: Of all images; receives what ends.
+        sep: The token that ends a caption.
+
+    Returns:
+        Places in `images` of those that go on; and of these (R',) the row each new beam extends, (R',) its token,
+        (images', beams) its sum.
+    """
+    num_beams, vocab_size, length = sums.shape[1], scores.shape[1], token_ids.shape[1]
+    totals = (scores.view(len(images), num_beams, -1) + sums[:, :, None]).flatten(1)
+    best, flat = totals.topk(2 * num_beams, dim=1)
+    going: list[int] = []
+    parents: list[int] = []
+    tokens: list[int] = []
+    kept: list[float] = []
+    for place, (values, choices) in enumerate(zip(best.tolist(), flat.tolist(), strict=True)):
+        done = finished[images[place]]
+        running: list[tuple[int, int, float]] = []
+        for order, (value, choice) in enumerate(zip(values, choices, strict=True)):
+            beam, token = divmod(choice, vocab_size)
+            row = place * num_beams + beam
+            if token != sep:
+                running.append((row, token, value))
+            elif order < num_beams:
+                done.add(value, token_ids[row].tolist())
+            if len(running) == num_beams:
+                break
+        if done.settled(values[0], length):
+            continue
+        going.append(place)
+        parents += [row for row, _, _ in running]
+        tokens += [token for _, token, _ in running]
+        kept += [value for _, _, value in running]
+    device = scores.device
+    return (
+        going,
+        torch.tensor(parents, dtype=torch.int64, device=device),
+        torch.tensor(tokens, dtype=torch.int64, device=device),
+        torch.tensor(kept, device=device).view(-1, num_beams),
+    )
+
+
+def _check(
+    model: Blip,
+    num_images: int,
+    prompt_ids: list[int],
+    decoding: config.Decoding,
+    generators: Sequence[torch.Generator] | None,
+) -> None:
+    special = model.special
+    if not prompt_ids or prompt_ids[0] not in (special.cls, special.dec):
+        raise ValueError(
+            f"the prompt must begin with [CLS] {special.cls} or [DEC] {special.dec}, got {prompt_ids[:1]}"
+        )
+    if len(prompt_ids) >= decoding.max_length:
+        raise ValueError(
+            f"max_length {decoding.max_length} counts the prompt, whose {len(prompt_ids)} tokens leave no room"
+        )
+    if decoding.max_length > model.config.text.max_positions:
+        raise ValueError(
+            f"max_length {decoding.max_length} is beyond the model's {model.config.text.max_positions} positions"
+        )
+    if decoding.method == "nucleus" and len(generators or ()) != num_images:
+        raise ValueError(f"nucleus sampling of {num_images} images needs as many generators")

@@ -1,0 +1,187 @@
+"""The mixture of encoder and decoder (MED): one text transformer in three roles (BLIP.md 1.3).
+
+It reads text alone (text encoder), text with an image (image-grounded encoder), or text with an image and no look
+ahead (decoder). The roles differ in the arguments of one forward pass.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip import config
+from blip.models.attention import CrossAttention, KeyValueCache, SelfAttention
+
+NORM_EPS = 1e-12
+
+
+class TextTransformer(nn.Module):
+    """A post-norm BERT with a cross-attention in every layer, which is skipped where there is no image.
+
+    Args:
+        text: Sizes.
+        vocab_size: Token ids, special tokens included.
+        memory_width: Width of the image tokens.
+        share: Another stack whose everything but self-attention this one uses, as parameters in common
+            (BLIP.md 1.4).
+    """
+
+    def __init__(
+        self,
+        text: config.Text,
+        vocab_size: int,
+        memory_width: int,
+        share: "TextTransformer | None" = None,
+    ) -> None:
+        super().__init__()
+        shared: Sequence[nn.Module | None] = share.layers if share else [None] * text.num_layers
+        self.embeddings = share.embeddings if share else TextEmbeddings(text, vocab_size)
+        self.layers = nn.ModuleList(TextLayer(text, memory_width, layer) for layer in shared)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        mask: Tensor | None = None,
+        image_kv: Sequence[Tensor] | None = None,
+        image_index: Tensor | None = None,
+        causal: bool = False,
+        pooled: bool = False,
+        cache: "TextCache | None" = None,
+    ) -> Tensor:
+        """Encode texts.
+
+        Args:
+            token_ids: (P, L) int64.
+            mask: (P, L), nonzero at tokens; `None` where no padding is in the way (a decoder pads on the right).
+            image_kv: What `project_images` gave for B images; `None` skips the cross-attention.
+            image_index: (P,) the image of each text. `None`: P is a multiple of B, the texts of an image
+                stand together.
+            causal: Decode: no token sees a later one.
+            pooled: Compute the last layer for the first token alone; (P, 1, W) comes back.
+            cache: Of the tokens before these, when decoding step by step.
+
+        Returns:
+            (P, L, W) hidden states of the last layer.
+        """
+        offset = 0 if cache is None else cache.advance(token_ids.shape[1])
+        hidden = self.embeddings(token_ids, offset)
+        attend = None if mask is None else mask.bool()[:, None, None, :]
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            key_value = None if image_kv is None else image_kv[number]
+            if key_value is not None and image_index is not None:
+                key_value = key_value.index_select(0, image_index)
+            hidden = layer(
+                hidden,
+                attend,
+                key_value,
+                causal=causal and token_ids.shape[1] > 1,
+                pooled=pooled and number == last,
+                cache=None if cache is None else cache.layers[number],
+            )
+        return hidden
+
+    def project_images(self, image_tokens: Tensor) -> list[Tensor]:
+        """Give the cross-attention's keys and values (B, N, 2W) of every layer for (B, N, D) image tokens.
+
+        They depend on the image and the layer only: computed once, they serve every text, every negative and
+        every decoding step.
+        """
+        return [layer.cross_attention.key_value(image_tokens) for layer in self.layers]
+
+
+class TextEmbeddings(nn.Module):
+    """Word plus position embedding; there is no segment embedding in BLIP."""
+
+    def __init__(self, text: config.Text, vocab_size: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, text.width)
+        self.positions = nn.Embedding(text.max_positions, text.width)
+        self.norm = nn.LayerNorm(text.width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(text.dropout)
+
+    def forward(self, token_ids: Tensor, offset: int) -> Tensor:
+        """Embed (P, L) ids, the first of which stands at position `offset`, as (P, L, W)."""
+        end = offset + token_ids.shape[1]
+        if end > self.positions.num_embeddings:
+            raise ValueError(
+                f"texts of {end} tokens for a model of {self.positions.num_embeddings} positions"
+            )
+        positions = self.positions.weight[offset:end]
+        return self.dropout(self.norm(self.words(token_ids) + positions))
+
+
+class TextLayer(nn.Module):
+    """Self-attention, cross-attention where there is an image, feed-forward; each with residual, then norm."""
+
+    def __init__(
+        self, text: config.Text, memory_width: int, share: "nn.Module | None" = None
+    ) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(text.width, text.num_heads, text.dropout)
+        self.self_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
+        self.dropout = nn.Dropout(text.dropout)
+        if isinstance(share, TextLayer):
+            self.cross_attention = share.cross_attention
+            self.cross_norm = share.cross_norm
+            self.mlp_up, self.mlp_down, self.mlp_norm = share.mlp_up, share.mlp_down, share.mlp_norm
+        else:
+            self.cross_attention = CrossAttention(
+                text.width, memory_width, text.num_heads, text.dropout
+            )
+            self.cross_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
+            self.mlp_up = nn.Linear(text.width, text.intermediate)
+            self.mlp_down = nn.Linear(text.intermediate, text.width)
+            self.mlp_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        key_value: Tensor | None,
+        causal: bool,
+        pooled: bool,
+        cache: KeyValueCache | None,
+    ) -> Tensor:
+        """Map (P, L, W) to (P, L, W), or to (P, 1, W) of the first token if `pooled`."""
+        attended = self.self_attention(hidden, mask, causal=causal, pooled=pooled, cache=cache)
+        hidden = self.self_norm((hidden[:, :1] if pooled else hidden) + self.dropout(attended))
+        if key_value is not None:
+            seen = self.cross_attention(hidden, key_value)
+            hidden = self.cross_norm(hidden + self.dropout(seen))
+        expanded = self.mlp_down(F.gelu(self.mlp_up(hidden)))
+        return self.mlp_norm(hidden + self.dropout(expanded))
+
+
+class TextCache:
+    """What a decoder keeps of the tokens it has read, so that a step computes one token only."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [KeyValueCache() for _ in range(num_layers)]
+        self.length = 0
+
+    def advance(self, num_tokens: int) -> int:
+        """Count new tokens; give the position of the first."""
+        assert self.length == 0 or num_tokens == 1, "after the prompt, one token a step"
+        start, self.length = self.length, self.length + num_tokens
+        return start
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows of the given (R,) indices, in their order, repeats included."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+class LanguageHead(nn.Module):
+    """Predict the next token; the vocabulary projection is the word embedding of the decoder."""
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.transform = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Map (..., W) hidden states and the (V, W) word embedding to (..., V) logits."""
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), words, self.bias)

@@ -1,0 +1,114 @@
+"""ITC with its memory: momentum twin, queue, soft targets; what pre-training and retrieval have in common."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from blip import config
+from blip.batch import Batch
+from blip.models.blip import Blip
+from blip.models.momentum import FeatureQueue, MomentumTwin
+from blip.objectives import Position
+from blip.objectives.itc import hard_targets, itc_loss, soft_targets
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+
+
+class Contrasted(NamedTuple):
+    """The outcome of a contrast of B pairs.
+
+    Attributes:
+        loss: ITC, a scalar.
+        image_embed: (B, E) unit vectors.
+        text_embed: (B, E) unit vectors.
+        image_logits: (B, B + Q) detached similarities of images with the twin's texts, over the temperature.
+        text_logits: (B, B + Q) detached similarities of texts with the twin's images, over the temperature.
+        metrics: Detached scalars.
+    """
+
+    loss: Tensor
+    image_embed: Tensor
+    text_embed: Tensor
+    image_logits: Tensor
+    text_logits: Tensor
+    metrics: dict[str, Tensor]
+
+
+class MomentumContrast(nn.Module):
+    """Contrast a batch with the twin's features of it and of earlier batches (BLIP.md 2.1, steps 1 to 6).
+
+    Args:
+        model: The model to follow.
+        settings: Momentum, queue, soft targets.
+        by_image: All pairs of one image are right (BLIP.md 5.1), in the batch and in the queue; else only the
+            pair itself is.
+    """
+
+    def __init__(self, model: Blip, settings: config.Contrast, by_image: bool) -> None:
+        super().__init__()
+        self.settings = settings
+        self.by_image = by_image
+        self.twin = MomentumTwin(model, settings.momentum)
+        self.queue = FeatureQueue(model.config.embed_size, settings.queue_size)
+
+    def forward(
+        self, model: Blip, batch: Batch, image_tokens: Tensor, position: Position
+    ) -> Contrasted:
+        """Clamp the temperature, update the twin, contrast, enqueue; `image_tokens` are the batch's (B, N, D)."""
+        with torch.no_grad():
+            model.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        self.twin.update(model)
+        image_embed = model.embed_image(image_tokens)
+        text_hidden = model.encode_text(batch.token_ids, batch.attention_mask, pooled=True)
+        text_embed = model.embed_text(text_hidden)
+        twin_image = self.twin.embed_image(batch.images)
+        twin_text = self.twin.embed_text(batch.token_ids, batch.attention_mask)
+        alpha = ramped_alpha(self.settings, position)
+
+        # Cosines over a small temperature: too coarse in 16 bits.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            images = torch.cat([twin_image.float(), self.queue.images])
+            texts = torch.cat([twin_text.float(), self.queue.texts])
+            image_cosines = image_embed.float() @ texts.T
+            text_cosines = text_embed.float() @ images.T
+            image_logits = image_cosines / model.temperature
+            text_logits = text_cosines / model.temperature
+            with torch.no_grad():
+                hard = self._hard_targets(batch, image_cosines)
+                twin_image_logits = twin_image.float() @ texts.T / model.temperature
+                twin_text_logits = twin_text.float() @ images.T / model.temperature
+                image_targets = soft_targets(twin_image_logits, hard, alpha)
+                text_targets = soft_targets(twin_text_logits, hard, alpha)
+            loss = itc_loss(image_logits, text_logits, image_targets, text_targets)
+        self.queue.enqueue(twin_image, twin_text, batch.image_ids)
+
+        positive, negative = _mean_cosines(image_cosines.detach())
+        metrics = {
+            "itc": loss.detach(),
+            "similarity_positive": positive,
+            "similarity_negative": negative,
+            "alpha": torch.as_tensor(alpha, device=loss.device),
+            "temperature": model.temperature.detach().clone(),
+        }
+        return Contrasted(
+            loss, image_embed, text_embed, image_logits.detach(), text_logits.detach(), metrics
+        )
+
+    def _hard_targets(self, batch: Batch, logits: Tensor) -> Tensor:
+        if self.by_image:
+            return hard_targets(batch.image_ids, torch.cat([batch.image_ids, self.queue.image_ids]))
+        return torch.eye(*logits.shape, device=logits.device)
+
+
+def ramped_alpha(settings: config.Contrast, position: Position) -> float:
+    """Give the weight of the soft targets at a step: linear from 0 over `alpha_ramp_epochs`, then constant."""
+    ramp_steps = settings.alpha_ramp_epochs * position.steps_per_epoch
+    return settings.alpha * (min(1.0, position.step / ramp_steps) if ramp_steps else 1.0)
+
+
+def _mean_cosines(cosines: Tensor) -> tuple[Tensor, Tensor]:
+    """Give the mean of the diagonal and of all the rest of (B, C)."""
+    positive = cosines.diagonal()
+    rest = cosines.numel() - len(positive)
+    return positive.mean(), (cosines.sum() - positive.sum()) / max(rest, 1)

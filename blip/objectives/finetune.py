@@ -1,0 +1,120 @@
+"""Fine-tuning of a pre-trained model: the captioner (LM) and the retrieval model, which is CapFilt's filter (ITC + ITM)."""
+
+import torch
+from torch import Tensor, nn
+
+from blip import config, distributed
+from blip.batch import Batch
+from blip.models.blip import Blip
+from blip.objectives import Losses, Position
+from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
+from blip.objectives.lm import lm_loss
+
+
+class CaptioningObjective(nn.Module):
+    """LM on captions that begin with a prompt (BLIP.md 5.2).
+
+    Args:
+        model: A model with a text decoder.
+        label_smoothing: Weight of the uniform distribution over the vocabulary.
+        prompt_length: Tokens of the prompt, the first token of the text included; they are given, not learned.
+    """
+
+    def __init__(self, model: Blip, label_smoothing: float, prompt_length: int) -> None:
+        super().__init__()
+        if model.parts == "retrieval":
+            raise ValueError(
+                "captioning needs a text decoder, a model with the parts 'retrieval' has none"
+            )
+        self.model = model
+        self.label_smoothing = label_smoothing
+        self.prompt_length = prompt_length
+
+    def forward(self, batch: Batch, position: Position) -> Losses:
+        """Compute the loss of a step; the texts of the batch begin with the prompt."""
+        image_kv = self.model.project_images(self.model.encode_image(batch.images))
+        hidden = self.model.decode(batch.token_ids[:, :-1], image_kv)
+        loss = lm_loss(
+            hidden,
+            batch.token_ids,
+            batch.attention_mask,
+            self.model.predict,
+            self.label_smoothing,
+            self.prompt_length,
+        )
+        return Losses(loss, {"lm": loss.detach()})
+
+
+class RetrievalObjective(nn.Module):
+    """ITC and ITM that know which pairs belong to one image (BLIP.md 5.1).
+
+    Args:
+        model: A model with the parts `retrieval`.
+        contrast: Momentum, queue, soft targets, negatives.
+        negative_all_rank: Draw negatives from the batches of all processes, not only the own.
+    """
+
+    def __init__(self, model: Blip, contrast: config.Contrast, negative_all_rank: bool) -> None:
+        super().__init__()
+        if model.parts != "retrieval":
+            raise ValueError(
+                f"retrieval needs the parts 'retrieval', the model has {model.parts!r}"
+            )
+        self.settings = contrast
+        self.model = model
+        self.negative_all_rank = negative_all_rank
+        self.contrast = MomentumContrast(model, contrast, by_image=True)
+
+    def forward(
+        self, batch: Batch, position: Position, negatives: Negatives | None = None
+    ) -> Losses:
+        """Compute the losses of a step, moving twin and queue on.
+
+        Args:
+            batch: B pairs.
+            position: Where in the run.
+            negatives: Instead of drawn ones, to repeat a recorded step; indices into the batches of all processes
+                if `negative_all_rank`.
+        """
+        image_tokens = self.model.encode_image(batch.images)
+        contrasted = self.contrast(self.model, batch, image_tokens, position)
+        if negatives is None:
+            negatives = self._draw(contrasted, batch, position)
+        logits = self._match(batch, image_tokens, negatives)
+        itm, accuracy = itm_loss(logits, negatives)
+        metrics = {"itm": itm.detach(), "itm_accuracy": accuracy}
+        return Losses(contrasted.loss + itm, contrasted.metrics | metrics)
+
+    @torch.no_grad()
+    def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:
+        """Draw negatives by the similarity of the model's own features."""
+        images, texts, ids = contrasted.image_embed, contrasted.text_embed, batch.image_ids
+        all_images, all_texts, all_ids = (
+            distributed.all_gather(rows) if self.negative_all_rank else rows
+            for rows in (images, texts, ids)
+        )
+        same = ids[:, None] == all_ids[None, :]
+        temperature = self.model.temperature
+        uniform = position.step < self.settings.uniform_negatives
+        return draw_negatives(
+            negative_weights(texts @ all_images.T / temperature, same, 0.0, uniform),
+            negative_weights(images @ all_texts.T / temperature, same, 0.0, uniform),
+        )
+
+    def _match(self, batch: Batch, image_tokens: Tensor, negatives: Negatives) -> Tensor:
+        """Give (3B, 2) logits of own pairs, texts with negative images, images with negative texts."""
+        own = torch.arange(len(batch), device=batch.images.device)
+        wrong_images, wrong_texts = negatives.images.clamp(min=0), negatives.texts.clamp(min=0)
+        token_ids, mask = batch.token_ids, batch.attention_mask
+        if self.negative_all_rank and distributed.world_size() > 1:
+            everywhere = distributed.all_gather_with_grad(image_tokens)
+            image_tokens = torch.cat([image_tokens, everywhere[wrong_images]])
+            wrong_images = own + len(batch)
+            token_ids = distributed.all_gather_padded(token_ids, self.model.special.pad)
+            mask = distributed.all_gather_padded(mask, 0)
+        first = distributed.rank() * len(batch) if len(token_ids) > len(batch) else 0
+        texts = torch.cat([own + first, own + first, wrong_texts])
+        images = torch.cat([own, wrong_images, own])
+        image_kv = self.model.project_images(image_tokens)
+        return self.model.match(token_ids[texts], mask[texts], image_kv, images)

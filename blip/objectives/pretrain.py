@@ -1,0 +1,84 @@
+"""Pre-training: contrast, matching and captioning of one batch, with one pass of the image encoder (BLIP.md 2.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from blip import config
+from blip.batch import Batch
+from blip.models.blip import Blip
+from blip.objectives import Losses, Position
+from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
+from blip.objectives.lm import lm_loss
+
+LABEL_SMOOTHING = 0.1
+NEGATIVE_FLOOR = 1e-4
+
+
+class PretrainObjective(nn.Module):
+    """ITC + ITM + LM with equal weights: the module that is trained, checkpointed and wrapped for many processes.
+
+    Args:
+        model: A model with the parts `pretrain`; its temperature is set to the configured start.
+        contrast: Momentum, queue, soft targets, negatives.
+    """
+
+    def __init__(self, model: Blip, contrast: config.Contrast) -> None:
+        super().__init__()
+        if model.parts != "pretrain":
+            raise ValueError(
+                f"pre-training needs the parts 'pretrain', the model has {model.parts!r}"
+            )
+        self.settings = contrast
+        self.model = model
+        nn.init.constant_(model.temperature, contrast.temperature)
+        self.contrast = MomentumContrast(model, contrast, by_image=False)
+
+    def forward(
+        self, batch: Batch, position: Position, negatives: Negatives | None = None
+    ) -> Losses:
+        """Compute the losses of a step, moving twin and queue on.
+
+        Args:
+            batch: B pairs.
+            position: Where in the run.
+            negatives: Instead of drawn ones, to repeat a recorded step.
+        """
+        model = self.model
+        image_tokens = model.encode_image(batch.images)
+        contrasted = self.contrast(model, batch, image_tokens, position)
+        # The decoder shares the encoder's cross-attention: one projection serves matching and captioning.
+        image_kv = model.project_images(image_tokens)
+        if negatives is None:
+            negatives = self._draw(contrasted, batch, position)
+        itm, accuracy = _match(model, batch, image_kv, negatives)
+        hidden = model.decode(batch.token_ids[:, :-1], image_kv)
+        lm = lm_loss(hidden, batch.token_ids, batch.attention_mask, model.predict, LABEL_SMOOTHING)
+        metrics = {"itm": itm.detach(), "lm": lm.detach(), "itm_accuracy": accuracy}
+        return Losses(contrasted.loss + itm + lm, contrasted.metrics | metrics)
+
+    @torch.no_grad()
+    def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:
+        """Draw negatives inside the process, by similarity with the twin's features of the batch.
+
+        The reference rules out only the pair itself, so that another caption of the same image may be called
+        wrong; here no pair of the same image is a negative.
+        """
+        same = batch.image_ids[:, None] == batch.image_ids[None, :]
+        uniform = position.step < self.settings.uniform_negatives
+        image_weights, text_weights = (
+            negative_weights(logits[:, : len(batch)], same, NEGATIVE_FLOOR, uniform)
+            for logits in (contrasted.text_logits, contrasted.image_logits)
+        )
+        return draw_negatives(image_weights, text_weights)
+
+
+def _match(
+    model: Blip, batch: Batch, image_kv: list[Tensor], negatives: Negatives
+) -> tuple[Tensor, Tensor]:
+    """Give ITM loss and accuracy over own pairs, texts with negative images, images with negative texts."""
+    own = torch.arange(len(batch), device=batch.images.device)
+    texts = torch.cat([own, own, negatives.texts.clamp(min=0)])
+    images = torch.cat([own, negatives.images.clamp(min=0), own])
+    logits = model.match(batch.token_ids[texts], batch.attention_mask[texts], image_kv, images)
+    return itm_loss(logits, negatives)
