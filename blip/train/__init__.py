@@ -1,0 +1,1 @@
+"""Training: from a configuration and data to a model on disk, through any number of kills."""
