@@ -3,7 +3,7 @@
 The published scores tokenise with Stanford's PTBTokenizer, lower-case, and drop punctuation tokens
 (pycocoevalcap). Here are its rules that captions meet: clitics (`it 's`, `do n't`), a final period
 apart from abbreviations, brackets as words, numbers, hyphens and slashes inside words. What they
-leave out (emoticons, rare abbreviations, fractions in one sign) stays one token or splits at the sign.
+do not name (emoticons, rare abbreviations, signs for fractions) is split at the sign.
 """
 
 import html

@@ -1,0 +1,152 @@
+"""Captioning: captions of a test set against the human ones, by BLEU-4, CIDEr and ROUGE-L.
+
+BLIP.md 5.2. As in the published protocol the document frequencies of CIDEr are those of the
+evaluated images; resampling images leaves them as they are.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from blip.config import Config
+from blip.data.dataset import Dataset, open_dataset, write_table
+from blip.data.loader import image_batches
+from blip.data.text import VOCABULARY, Tokenizer
+from blip.errors import DataError
+from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
+from blip.evaluate.caption_metrics import MAX_ORDER, BleuCounts, Corpus, bleu
+from blip.evaluate.ptb import tokenize
+from blip.files import write_json
+from blip.models.checkpoint import load_model
+from blip.models.generation import generate
+from blip.progress import Progress
+from blip.tracker import Tracker
+
+PER_IMAGE = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("cider", pa.float64(), nullable=False),
+        pa.field("rouge_l", pa.float64(), nullable=False),
+        pa.field(
+            "matches", pa.list_(pa.int64(), MAX_ORDER), nullable=False
+        ),  # of n-grams, n = 1..4
+        pa.field("length", pa.int64(), nullable=False),  # of the caption, in tokens
+        pa.field("reference_length", pa.int64(), nullable=False),  # of the closest reference
+    ]
+)
+
+
+def evaluate_captioning(
+    config: Config, model: Path, data: Path, out: Path, tracker: Tracker
+) -> None:
+    """Measure captioning on a test set; scores are times 100, as the paper's tables have them.
+
+    Writes `captions.json` (key, caption, references), `metrics.json` with bootstrap intervals over
+    images, and `per_image.parquet` (`PER_IMAGE`), from which they, and comparisons, can be computed
+    again.
+
+    Args:
+        config: `evaluate` and the prompt of `finetune.captioning` are read.
+        model: A captioning model.
+        data: A dataset version with the test images and their captions.
+        out: The folder to write into.
+        tracker: Told the metrics and the speed.
+
+    Raises:
+        DataError: No image has a caption to compare with.
+    """
+    torch.set_num_threads(config.threads)
+    dataset = open_dataset(data)
+    references = _references(dataset)
+    started = time.monotonic()
+    captions = write_captions(config, model, dataset)
+    tracker.metrics({"perf/images_per_second": len(captions) / (time.monotonic() - started)})
+    rows = [
+        {"key": key, "caption": captions[key], "references": texts}
+        for key, texts in references.items()
+    ]
+    write_json(out / "captions.json", rows)
+    table = score_captions(captions, references)
+    write_table(out / "per_image.parquet", table)
+    found = intervals(
+        statistics(table),
+        len(rows),
+        config.evaluate.bootstrap_samples,
+        config.evaluate.confidence,
+        config.seed,
+    )
+    document = {name: plain(interval) for name, interval in found.items()}
+    write_json(out / "metrics.json", {"captioning": {**document, "images": len(rows)}})
+    tracker.metrics({f"captioning/{name}": interval.value for name, interval in found.items()})
+
+
+@torch.inference_mode()
+def write_captions(config: Config, model: Path, dataset: Dataset) -> dict[str, str]:
+    """Write a caption for every image, by key."""
+    network = load_model(model, "captioning").eval()
+    tokenizer = Tokenizer(model / VOCABULARY)
+    decoding = config.evaluate.decoding
+    prompt = tokenizer.prompt(config.finetune.captioning.prompt)
+    progress = Progress("captioning", dataset.num_images, "images")
+    captions = {}
+    for keys, images in image_batches(dataset, network.image_size, decoding.batch_size):
+        written = generate(network, network.encode_image(images), prompt, decoding)
+        captions.update(
+            {key: tokenizer.decode(ids) for key, ids in zip(keys, written, strict=True)}
+        )
+        progress.advance(len(keys))
+    return captions
+
+
+def score_captions(captions: dict[str, str], references: dict[str, list[str]]) -> pa.Table:
+    """Score the captions of the images that have references, both by key: a `PER_IMAGE` table."""
+    corpus = Corpus(
+        [tokenize(captions[key]) for key in references],
+        [[tokenize(text) for text in texts] for texts in references.values()],
+    )
+    counts = corpus.bleu_counts()
+    return pa.table(
+        {
+            "key": list(references),
+            "cider": corpus.cider(),
+            "rouge_l": corpus.rouge_l(),
+            "matches": counts.matches.astype(np.int64).tolist(),
+            "length": counts.length.astype(np.int64),
+            "reference_length": counts.reference_length.astype(np.int64),
+        },
+        schema=PER_IMAGE,
+    )
+
+
+def statistics(per_image: pa.Table) -> dict[str, Statistic]:
+    """Give the metrics of a `PER_IMAGE` table, times 100, as statistics over its images."""
+    matches = np.array(per_image["matches"].to_pylist(), dtype=np.float64)
+    length = per_image["length"].to_numpy().astype(np.float64)
+    reference_length = per_image["reference_length"].to_numpy().astype(np.float64)
+    possible = np.maximum(0.0, length[:, None] - np.arange(MAX_ORDER))
+
+    def bleu4(draws: Floats) -> Floats:
+        sums = (draws @ column for column in (matches, possible, length, reference_length))
+        scores: Floats = 100.0 * bleu(BleuCounts(*sums))[:, -1]
+        return scores
+
+    return {
+        "bleu4": bleu4,
+        "cider": mean(100.0 * per_image["cider"].to_numpy()),
+        "rouge_l": mean(100.0 * per_image["rouge_l"].to_numpy()),
+    }
+
+
+def _references(dataset: Dataset) -> dict[str, list[str]]:
+    """Give the texts of every image that has some, those that were dropped left out."""
+    texts: dict[str, list[str]] = {key: [] for key in dataset.records()["key"].to_pylist()}
+    for row in dataset.captions().to_pylist():
+        if row["kept"] is not False:
+            texts[row["key"]].append(row["text"])
+    found = {key: references for key, references in texts.items() if references}
+    if not found:
+        raise DataError(f"{dataset.path}: has no caption to compare with: give a set with captions")
+    return found

@@ -1,0 +1,262 @@
+"""Image-text retrieval both ways: cosine finds the candidates, the matching head ranks them.
+
+BLIP.md 5.1: for every image the k most similar texts, and for every text the k most similar images,
+are ranked by match logit plus cosine; what is not a candidate comes after them. A text is right for
+an image if it is one of its own captions; an equal sentence of another image is not.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from blip.config import Config
+from blip.data.dataset import Dataset, open_dataset, write_table
+from blip.data.loader import image_batches
+from blip.data.text import VOCABULARY, Tokenizer, clean_caption
+from blip.errors import DataError
+from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
+from blip.files import write_json
+from blip.models.blip import Blip
+from blip.models.checkpoint import load_model
+from blip.models.matching import Texts, embed_texts, match_texts
+from blip.progress import track
+from blip.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+Integers = NDArray[np.int64]
+
+CUTS = (1, 5, 10)
+
+Judge = Callable[[Integers], NDArray[np.float32]]
+"""Gives the match logits of one image with the texts of the given indices."""
+
+PER_IMAGE = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("tr_rank", pa.int64(), nullable=False),  # of its best-ranked own text, from 0
+        pa.field(
+            "ir_ranks", pa.list_(pa.int64()), nullable=False
+        ),  # of the image for each own text
+    ]
+)
+
+
+class Candidates(NamedTuple):
+    """What the first stage finds for Q queries.
+
+    Attributes:
+        indices: (Q, k) the candidates, best first.
+        cosine: (Q, k) their similarity.
+    """
+
+    indices: Integers
+    cosine: NDArray[np.float32]
+
+
+def evaluate_retrieval(
+    config: Config, model: Path, data: Path, out: Path, tracker: Tracker
+) -> None:
+    """Measure retrieval on a test set: TR and IR R@1/5/10 in percent and their means.
+
+    Writes `metrics.json` with bootstrap intervals over images, and `per_image.parquet`
+    (`PER_IMAGE`), from which they, and comparisons, can be computed again.
+
+    Args:
+        config: `evaluate` and the text limits of `finetune.retrieval` are read.
+        model: A retrieval model.
+        data: A dataset version with the test images and their captions.
+        out: The folder to write into.
+        tracker: Told the metrics and the speed.
+
+    Raises:
+        DataError: There is no caption to look for.
+    """
+    torch.set_num_threads(config.threads)
+    started = time.monotonic()
+    dataset = open_dataset(data)
+    network = load_model(model, "retrieval").eval()
+    keys, texts, owner = _read_pairs(dataset, Tokenizer(model / VOCABULARY), config)
+    tr_rank, ir_rank = _rank(network, dataset, texts, owner, config)
+    table = pa.table([keys, tr_rank, _lists(ir_rank, owner, len(keys))], schema=PER_IMAGE)
+    write_table(out / "per_image.parquet", table)
+    found = intervals(
+        statistics(table),
+        len(keys),
+        config.evaluate.bootstrap_samples,
+        config.evaluate.confidence,
+        config.seed,
+    )
+    document = {name: plain(interval) for name, interval in found.items()}
+    write_json(
+        out / "metrics.json",
+        {"retrieval": {**document, "images": len(keys), "texts": len(texts)}},
+    )
+    tracker.metrics({f"retrieval/{name}": interval.value for name, interval in found.items()})
+    tracker.metrics({"perf/images_per_second": len(keys) / (time.monotonic() - started)})
+
+
+def statistics(per_image: pa.Table) -> dict[str, Statistic]:
+    """Give the metrics of a `PER_IMAGE` table, in percent, as statistics over its images."""
+    tr_rank = per_image["tr_rank"].to_numpy()
+    lists = per_image["ir_ranks"].to_pylist()
+    texts = np.array([len(ranks) for ranks in lists])
+    found: dict[str, Statistic] = {}
+    for cut in CUTS:
+        hits = [100.0 * sum(rank < cut for rank in ranks) for ranks in lists]
+        found[f"tr_r{cut}"] = mean(100.0 * (tr_rank < cut) * (texts > 0), texts > 0)
+        found[f"ir_r{cut}"] = mean(hits, texts)
+    found["tr_mean"] = _average([found[f"tr_r{cut}"] for cut in CUTS])
+    found["ir_mean"] = _average([found[f"ir_r{cut}"] for cut in CUTS])
+    found["r_mean"] = _average([found["tr_mean"], found["ir_mean"]])
+    return found
+
+
+def rerank(
+    images: Tensor,
+    texts: Tensor,
+    k: int,
+    judges: Iterable[Judge],
+) -> tuple[Candidates, NDArray[np.float32], Candidates, NDArray[np.float32]]:
+    """Find and rank candidates both ways.
+
+    A pair that is a candidate both ways is judged once. Images are taken one after the other, so
+    that what belongs to an image need not be held together with that of all others.
+
+    Args:
+        images: (I, E) unit vectors.
+        texts: (T, E) unit vectors.
+        k: Candidates of a query, clipped to their number.
+        judges: One an image, in their order.
+
+    Returns:
+        For the images as queries: candidates and their scores (I, k); the same for the texts.
+    """
+    of_images, of_texts = _nearest(images, texts, k), _nearest(texts, images, k)
+    image_scores, text_scores = of_images.cosine.copy(), of_texts.cosine.copy()
+    # Where each image is a candidate: places in the flat (T, k) table, image by image.
+    flat = of_texts.indices.ravel()
+    places = np.argsort(flat, kind="stable")
+    starts = np.searchsorted(flat[places], np.arange(len(images) + 1))
+    width = of_texts.indices.shape[1]
+    for image, judge in enumerate(judges):
+        mine = places[starts[image] : starts[image + 1]]
+        wanted = np.union1d(of_images.indices[image], mine // width)
+        logits = judge(wanted)
+        image_scores[image] += logits[np.searchsorted(wanted, of_images.indices[image])]
+        text_scores.ravel()[mine] += logits[np.searchsorted(wanted, mine // width)]
+    return of_images, image_scores, of_texts, text_scores
+
+
+def ranks(candidates: Integers, scores: ArrayLike, target: Integers, num_targets: int) -> Integers:
+    """Give the rank, from 0, of one target for each of Q queries.
+
+    What is no candidate comes after all candidates. Equal scores rank the higher index first, as
+    the reference's reversed sort does.
+
+    Args:
+        candidates: (Q, k) indices.
+        scores: (Q, k) of the candidates.
+        target: (Q,) the index to find.
+        num_targets: How many there are to choose from.
+    """
+    scores = np.asarray(scores)
+    here = candidates == target[:, None]
+    later = candidates > target[:, None]
+    own = np.where(here, scores, -np.inf).max(axis=1, keepdims=True)
+    among = ((scores > own) | ((scores == own) & later)).sum(axis=1)
+    behind = candidates.shape[1] + (num_targets - 1 - target) - later.sum(axis=1)
+    found: Integers = np.where(here.any(axis=1), among, behind)
+    return found
+
+
+@torch.inference_mode()
+def _rank(
+    model: Blip, dataset: Dataset, texts: Texts, owner: Integers, config: Config
+) -> tuple[Integers, Integers]:
+    """Give the rank of every image's best own text (I), and of its image for every text (T)."""
+    size = config.evaluate.batch_size
+    image_embeds = torch.cat([model.embed_image(t) for t in _encode(model, dataset, size)])
+    text_embeds = embed_texts(model, texts, size)
+    num_images, num_texts = len(image_embeds), len(texts)
+    judges = track(_judges(model, dataset, texts, size), "re-ranking", num_images, "images")
+    of_images, image_scores, of_texts, text_scores = rerank(
+        image_embeds, text_embeds, config.evaluate.k, judges
+    )
+    each = ranks(of_images.indices[owner], image_scores[owner], np.arange(num_texts), num_texts)
+    best = np.full(num_images, num_texts, dtype=np.int64)
+    np.minimum.at(best, owner, each)
+    return best, ranks(of_texts.indices, text_scores, owner, num_images)
+
+
+def _judges(model: Blip, dataset: Dataset, texts: Texts, batch_size: int) -> Iterator[Judge]:
+    """Give the judge of every image; the projections of one batch of images are held."""
+
+    def judge(image_kv: list[Tensor], wanted: Integers) -> NDArray[np.float32]:
+        logits = match_texts(model, texts, torch.from_numpy(wanted), image_kv, None, batch_size)
+        matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
+        return matched
+
+    for tokens in _encode(model, dataset, batch_size):
+        layers = model.project_images(tokens)
+        for image in range(len(tokens)):
+            yield partial(judge, [layer[image : image + 1] for layer in layers])
+
+
+def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
+    """Find the k most similar targets of every query, in blocks that bound the memory."""
+    found = [
+        torch.topk(block @ targets.T, min(k, len(targets)), dim=1)
+        for block in torch.split(queries, max(1, 2**24 // len(targets)))
+    ]
+    return Candidates(
+        torch.cat([f.indices for f in found]).cpu().numpy(),
+        torch.cat([f.values for f in found]).cpu().numpy(),
+    )
+
+
+def _encode(model: Blip, dataset: Dataset, batch_size: int) -> Iterator[Tensor]:
+    """Give the tokens of all images, batch by batch."""
+    device = model.match_head.weight.device
+    for _, images in image_batches(dataset, model.image_size, batch_size):
+        yield model.encode_image(images.to(device))
+
+
+def _read_pairs(
+    dataset: Dataset, tokenizer: Tokenizer, config: Config
+) -> tuple[list[str], Texts, Integers]:
+    """Give the images' keys, the texts that were not dropped, and each text's image number."""
+    keys = dataset.records()["key"].to_pylist()
+    number = {key: i for i, key in enumerate(keys)}
+    rows = [row for row in dataset.captions().to_pylist() if row["kept"] is not False]
+    if not rows:
+        raise DataError(f"{dataset.path}: has no caption to look for: give a set with captions")
+    limits = config.finetune.retrieval
+    texts = [clean_caption(row["text"], limits.max_words) for row in rows]
+    owner = np.array([number[row["key"]] for row in rows], dtype=np.int64)
+    return keys, Texts(*tokenizer.encode(texts, limits.max_tokens)), owner
+
+
+def _lists(values: Integers, owner: Integers, num_images: int) -> list[list[int]]:
+    """Give the values of the texts of every image."""
+    lists: list[list[int]] = [[] for _ in range(num_images)]
+    for value, image in zip(values.tolist(), owner.tolist(), strict=True):
+        lists[image].append(value)
+    return lists
+
+
+def _average(parts: list[Statistic]) -> Statistic:
+    def statistic(draws: Floats) -> Floats:
+        average: Floats = np.mean([part(draws) for part in parts], axis=0)
+        return average
+
+    return statistic
