@@ -1,0 +1,369 @@
+"""Runs the graph of an experiment: plan, prepare, launch and record as plain functions, and a schedule over them.
+
+A stage that is up to date is left alone, one whose result an equal run left in the cache is restored, and only what
+remains is launched. A failed stage stops what depends on it and nothing else; the next run goes on from there. The
+Prefect flows wrap the same functions, so that both ways of running cannot differ.
+"""
+
+import contextlib
+import heapq
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from blip.config import Config
+from blip.errors import BlipError, ConfigError, DataError
+from blip.files import digest_json, lock
+from blip.integrations import versioning
+from blip.integrations.launch import Launcher, StageFailed, Stopped
+from blip.integrations.versioning import Node
+
+log = logging.getLogger(__name__)
+
+State = Literal["cached", "restored", "ran", "failed", "skipped", "stopped"]
+GOOD: frozenset[State] = frozenset({"cached", "restored", "ran"})
+CLAIM_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a stage.
+
+    Attributes:
+        name: The stage.
+        state: `cached` (was up to date), `restored` (from the cache), `ran`, `failed`, `skipped` (something upstream
+            failed) or `stopped`.
+        seconds: How long it took.
+        message: Why it failed or was skipped.
+        code: The exit code to carry on: 0 where good, 2 for the user's errors.
+    """
+
+    name: str
+    state: State
+    seconds: float = 0.0
+    message: str = ""
+    code: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether the stage's result is there."""
+        return self.state in GOOD
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is about: the nodes to visit, upstream first, and which of them are known to be up to date.
+
+    Attributes:
+        nodes: The nodes by name, in order.
+        fresh: Names of those that are up to date with everything upstream.
+        urgency: For each node the weight of the longest chain from it to the end, itself included.
+    """
+
+    nodes: Mapping[str, Node]
+    fresh: frozenset[str]
+    urgency: Mapping[str, float]
+
+
+@dataclass
+class Run:
+    """A run under way: where its stages go, and how it is stopped.
+
+    Attributes:
+        launcher: Where commands run.
+        claims: Folder of locks by which runs in other workspaces see that a stage is being computed.
+        pull: Whether to fetch known results from the remote.
+    """
+
+    launcher: Launcher
+    claims: Path
+    pull: bool = False
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """End the stages under way and begin no other. Safe in a signal handler."""
+        self.stopped.set()
+        self.launcher.stop()
+
+
+def plan(config: Config, targets: Iterable[str] = ()) -> Plan:
+    """Read the graph of the current workspace and see what is up to date.
+
+    Args:
+        config: The experiment.
+        targets: Names of stages, or of groups of them (`finetune`), to run with all that they need; none means all.
+
+    Raises:
+        ConfigError: A target names no stage.
+    """
+    nodes = _with_generator(_select(versioning.read_graph(), list(targets)), config)
+    stale = versioning.out_of_date() | {n.name for n in nodes.values() if _other_world(n, config)}
+    fresh: set[str] = set()
+    for node in nodes.values():
+        if node.name not in stale and fresh.issuperset(node.upstream):
+            fresh.add(node.name)
+    return Plan(nodes, frozenset(fresh), _urgency(nodes))
+
+
+def _select(graph: Mapping[str, Node], targets: list[str]) -> dict[str, Node]:
+    """Keep the stages that are wanted and what they need; pinned data that nothing reads are left out."""
+    wanted = {name for name, node in graph.items() if node.command is not None} if not targets else set()
+    for target in targets:
+        named = {name for name in graph if name == target or name.split("@")[0] == target}
+        if not named:
+            raise ConfigError(f"no stage or group of stages is called {target!r}; there are {', '.join(graph)}")
+        wanted |= named
+    for name in reversed(graph):
+        if name in wanted:
+            wanted.update(graph[name].upstream)
+    return {name: node for name, node in graph.items() if name in wanted}
+
+
+def _with_generator(nodes: dict[str, Node], config: Config) -> dict[str, Node]:
+    """Say for pinned data that this experiment's world makes how to make them."""
+    if config.world is None:
+        return nodes
+    return {
+        name: replace(node, command=f"blip world {node.outs[0]}") if node.made_from else node
+        for name, node in nodes.items()
+    }
+
+
+def _other_world(node: Node, config: Config) -> bool:
+    if not node.made_from or config.world is None:
+        return False
+    return node.made_from != digest_json(config.world.model_dump(mode="json"))
+
+
+def _urgency(nodes: Mapping[str, Node]) -> dict[str, float]:
+    urgency = {name: node.weight for name, node in nodes.items()}
+    for node in reversed(list(nodes.values())):
+        for upstream in node.upstream:
+            urgency[upstream] = max(urgency[upstream], nodes[upstream].weight + urgency[node.name])
+    return urgency
+
+
+def run_node(node: Node, run: Run, say: Callable[[str], None]) -> State:
+    """Bring one node up to date, its upstream being so: leave, restore, or launch and record.
+
+    Raises:
+        BlipError: It cannot be run (`StageFailed` carries an exit code; `Stopped` says that the run ends).
+    """
+    if node.pinned:
+        return _bring_data(node, run, say)
+    assert node.command is not None
+    prepared = versioning.prepare(node.name, pull=run.pull)
+    if prepared.state != "stale":
+        return prepared.state
+    with _claim(run, prepared.key) as waited:
+        if waited:  # the other workspace may have computed just this
+            prepared = versioning.prepare(node.name)
+            if prepared.state != "stale":
+                return prepared.state
+        assert prepared.inputs is not None
+        run.launcher.launch(node.name, node.command, node.timeout, say)
+        versioning.record(node.name, prepared.inputs)
+    return "ran"
+
+
+def _bring_data(node: Node, run: Run, say: Callable[[str], None]) -> State:
+    """Bring pinned data: from the cache, or from their generator, which leaves data alone that are there and right."""
+    state = versioning.keep_data(node.name)
+    if node.command is not None:
+        with _claim(run, node.name):
+            run.launcher.launch(node.name, node.command, node.timeout, say)
+        return "ran"
+    if state == "missing":
+        raise DataError(f"{', '.join(node.outs)}: not there: put it there, or fetch it: dvc pull {node.name}")
+    if state == "changed":
+        raise DataError(f"{', '.join(node.outs)}: not what {node.name} pins: dvc commit {node.name} to accept it")
+    return state
+
+
+@contextlib.contextmanager
+def _claim(run: Run, key: str) -> Iterator[bool]:
+    """Hold the right to compute a result; yields whether another run had it first, and was waited for."""
+    waited = False
+    with contextlib.ExitStack() as stack:
+        while key:
+            try:
+                stack.enter_context(lock(run.claims / key, "an equal stage"))
+                break
+            except BlipError as busy:
+                if not waited:
+                    log.info("%s; waiting for its result", str(busy).split(":")[0])
+                waited = True
+                if run.stopped.wait(CLAIM_SECONDS):
+                    raise Stopped("was not begun") from None
+        yield waited
+
+
+def attempt(node: Node, run: Run, say: Callable[[str], None]) -> Outcome:
+    """Run one node with its retries, and give what became of it instead of raising."""
+    began = time.monotonic()
+    for tries_left in range(node.retries, -1, -1):
+        try:
+            return Outcome(node.name, run_node(node, run, say), time.monotonic() - began)
+        except Stopped as error:
+            return Outcome(node.name, "stopped", time.monotonic() - began, str(error))
+        except BlipError as error:
+            if tries_left and worth_another_try(error):
+                say(f"{error}; trying again")
+                continue
+            code = error.code if isinstance(error, StageFailed) else 2
+            return Outcome(node.name, "failed", time.monotonic() - began, str(error), code)
+    raise AssertionError("range always ends with a last try")
+
+
+def worth_another_try(error: BaseException) -> bool:
+    """Tell a crash, which may pass, from an error that would come again: bad input, a timeout."""
+    return isinstance(error, StageFailed) and error.code not in (2, 124)
+
+
+class Future(Protocol):
+    """What a schedule needs of the future of a started stage: both the standard ones and Prefect's have it."""
+
+    def add_done_callback(self, fn: Callable[[Any], None], /) -> None:
+        """Call `fn` when the stage ended."""
+
+    def result(self) -> Any:
+        """Give its outcome."""
+
+
+def schedule(
+    nodes: Mapping[str, Node],
+    urgency: Mapping[str, float],
+    slots: int,
+    start: Callable[[Node], Future],
+    stopped: threading.Event,
+    done: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run nodes in the graph's order, the most urgent ready one first, at most `slots` at once.
+
+    Args:
+        nodes: What to run; an upstream that is not among them counts as done.
+        urgency: Priority of each node.
+        slots: How many may be under way.
+        start: Begins one node; its future gives an `Outcome`.
+        stopped: Once set, nothing more is begun.
+        done: Told each outcome, in the caller's thread, as it comes.
+
+    Returns:
+        The outcomes of all nodes in the graph's order.
+    """
+    waiting = {name: {u for u in node.upstream if u in nodes} for name, node in nodes.items()}
+    ready = [(-urgency[name], name) for name, upstream in waiting.items() if not upstream]
+    heapq.heapify(ready)
+    ended: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
+    outcomes: dict[str, Outcome] = {}
+    running = 0
+
+    def settle(outcome: Outcome) -> None:
+        outcomes[outcome.name] = outcome
+        done(outcome)
+        for name, upstream in waiting.items():
+            if outcome.name in upstream:
+                upstream.discard(outcome.name)
+                if not upstream:
+                    heapq.heappush(ready, (-urgency[name], name))
+
+    while len(outcomes) < len(nodes):
+        while ready and running < slots:
+            name = heapq.heappop(ready)[1]
+            bad = [u for u in nodes[name].upstream if u in outcomes and not outcomes[u].good]
+            if bad:
+                settle(Outcome(name, "skipped", message=f"{bad[0]} is missing"))
+            elif stopped.is_set():
+                settle(Outcome(name, "stopped", message="was not begun"))
+            else:
+                start(nodes[name]).add_done_callback(lambda future, name=name: ended.put((name, future)))
+                running += 1
+        if running:
+            name, future = ended.get()
+            running -= 1
+            settle(future.result())
+    return [outcomes[name] for name in nodes]
+
+
+def run_plan(
+    todo: Plan,
+    run: Run,
+    slots: int,
+    say: Callable[[str, str], None],
+    done: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run a plan in threads of this process.
+
+    Args:
+        todo: The plan.
+        run: Where its stages go, and how it is stopped.
+        slots: How many stages may run at once.
+        say: Told each line that a stage prints: the stage's name and the line.
+        done: Told the outcome of each stage as it ends.
+    """
+    fresh = [Outcome(name, "cached") for name in todo.nodes if name in todo.fresh]
+    for outcome in fresh:
+        done(outcome)
+    rest = {name: node for name, node in todo.nodes.items() if name not in todo.fresh}
+    with ThreadPoolExecutor(max_workers=slots, thread_name_prefix="stage") as pool:
+
+        def start(node: Node) -> Future:
+            return pool.submit(attempt, node, run, lambda line: say(node.name, line))
+
+        outcomes = {o.name: o for o in [*fresh, *schedule(rest, todo.urgency, slots, start, run.stopped, done)]}
+    return [outcomes[name] for name in todo.nodes]
+
+
+def default_slots(threads: int) -> int:
+    """Give how many stages of so many threads this machine's cores can run at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+@contextlib.contextmanager
+def stop_on_signal(run: Run) -> Iterator[list[int]]:
+    """Stop a run in good order at SIGTERM or Ctrl-C; yields the list of signals that came. Main thread only.
+
+    A handler that was there before (Prefect's) is called too.
+    """
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, frame: Any) -> None:
+        came.append(number)
+        run.stop()
+        before = previous[number]
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, handle)
+        yield came
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def exit_code(outcomes: Iterable[Outcome], signals: list[int]) -> int:
+    """Give the exit code of a run: 128 + n after signal n, that of the first failed stage, else 0."""
+    if signals:
+        return 128 + signals[0]
+    return next((outcome.code or 1 for outcome in outcomes if outcome.state == "failed"), 0)
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """Give the table of a run: stage, state, seconds, and why where it went wrong."""
+    rows = [(o.name, o.state, f"{o.seconds:8.1f}", o.message) for o in outcomes]
+    width = max([len("stage"), *(len(row[0]) for row in rows)])
+    lines = [f"{'stage':<{width}}  {'state':<8}  {'seconds':>8}"]
+    lines += [f"{name:<{width}}  {state:<8}  {seconds}  {message}".rstrip() for name, state, seconds, message in rows]
+    return "\n".join(lines)

@@ -1,0 +1,371 @@
+"""The one adapter to DVC: reads the graph of stages, asks what is up to date, restores and records results.
+
+Everything here works on the workspace that is the current directory (DVC's own interface does too), opens DVC anew
+for every call (a shared one loses lock entries), and lets one call of this process in at a time.
+"""
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from blip.errors import DataError, IntegrationError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_one_at_a_time = threading.Lock()
+
+MADE_FROM = "made_from"  # what made pinned data, under `meta` of its .dvc file
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage as `dvc.yaml` describes it, or data that a `.dvc` file pins (then there is no command).
+
+    Attributes:
+        name: What DVC calls it, e.g. `finetune@captioner`.
+        command: What to run, with every parameter in place.
+        description: What it is for, in a few words.
+        upstream: Names of the nodes whose outputs it reads.
+        outs: Paths that it writes.
+        weight: Its rough share of the time, to run the longest chain first.
+        retries: How often a crash is tried again.
+        timeout: Seconds after which it is stopped; None for no limit.
+        pinned: Whether it is data that a `.dvc` file pins.
+        made_from: For pinned data, the digest of the settings of their generator, if they have one.
+    """
+
+    name: str
+    command: str | None
+    description: str = ""
+    upstream: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+    weight: float = 1.0
+    retries: int = 0
+    timeout: float | None = None
+    pinned: bool = False
+    made_from: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A node just before it would run.
+
+    Attributes:
+        state: `cached`: nothing to do. `restored`: the result of an equal run was put back. `stale`: it must run;
+            its old outputs are gone.
+        key: Digest of the command and of everything it depends on; equal for equal work in any workspace.
+        inputs: The digest of each thing it depends on, to see whether one changes while it runs.
+    """
+
+    state: Literal["cached", "restored", "stale"]
+    key: str = ""
+    inputs: Mapping[str, str] | None = None
+
+
+def _through_dvc(function: Callable[P, R]) -> Callable[P, R]:
+    """Let one call in at a time, and give DVC's refusals as an `IntegrationError`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        from dvc.exceptions import DvcException
+
+        with _one_at_a_time:
+            try:
+                return function(*args, **kwargs)
+            except DvcException as error:
+                raise IntegrationError(f"DVC: {_causes(error)}") from error
+
+    return call
+
+
+@_through_dvc
+def read_graph() -> dict[str, Node]:
+    """Read the graph of the workspace, upstream before downstream.
+
+    Raises:
+        IntegrationError: No DVC project here, or `dvc.yaml` cannot be read.
+    """
+    import networkx
+
+    with _open() as repo:
+        graph = repo.index.graph  # an edge leads from a stage to its upstream
+        order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda s: s.addressing)
+        return {stage.addressing: _node(stage, graph) for stage in order}
+
+
+def _node(stage: Any, graph: Any) -> Node:
+    meta = stage.meta or {}
+    return Node(
+        name=stage.addressing,
+        command="\n".join(stage.cmd) if isinstance(stage.cmd, list) else stage.cmd,
+        description=stage.desc or "",
+        upstream=tuple(sorted(upstream.addressing for upstream in graph.successors(stage))),
+        outs=tuple(out.def_path for out in stage.outs),
+        weight=float(meta.get("weight", 1.0)),
+        retries=int(meta.get("retries", 0)),
+        timeout=meta.get("timeout_seconds"),
+        pinned=stage.is_data_source,
+        made_from=str(meta.get(MADE_FROM, "")),
+    )
+
+
+@_through_dvc
+def out_of_date() -> set[str]:
+    """Name the nodes that differ from what `dvc.lock` records.
+
+    A node whose upstream is yet to run again is not named for that alone.
+    """
+    with _open() as repo:
+        return set(repo.status())
+
+
+@_through_dvc
+def prepare(name: str, *, pull: bool = False) -> Prepared:
+    """Ask whether a stage must run; put its result back if an equal run is known, else remove its old outputs.
+
+    Args:
+        name: The stage; what it depends on is in place.
+        pull: Fetch the objects of a known result from the remote where the cache lacks them.
+
+    Raises:
+        DataError: Something that it depends on is not there.
+    """
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    with _open() as repo, _locked(repo):
+        stage = _stage(repo, name)
+        changes = stage.status().get(stage.addressing, [])
+        if not changes:
+            return Prepared("cached")
+        if _only_uncached(changes):
+            stage.commit()
+            return Prepared("cached")
+        missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
+        if missing:
+            raise DataError(f"stage {name} needs {', '.join(missing)}, which is not there: make or fetch it first")
+        stage.remove_outs(ignore_remove=False, force=False)
+        try:
+            repo.stage_cache.restore(stage, pull=pull)
+        except RunCacheNotFoundError:
+            stage.save_deps()
+            return Prepared("stale", _key(stage), _inputs(stage))
+        repo.commit(name, force=True)
+        return Prepared("restored")
+
+
+@_through_dvc
+def record(name: str, inputs: Mapping[str, str]) -> None:
+    """Write what a stage read and made into `dvc.lock` and the run cache.
+
+    Raises:
+        DataError: Something it depends on changed while it ran: its result belongs to neither state.
+        IntegrationError: An output is missing.
+    """
+    with _open() as repo, _locked(repo):
+        stage = _stage(repo, name)
+        stage.save_deps()
+        changed = [path for path, digest in _inputs(stage).items() if inputs.get(path) != digest]
+        if changed:
+            raise DataError(
+                f"stage {name}: {', '.join(changed)} changed while it ran, so its result is not recorded: run again"
+            )
+        repo.commit(name, force=True)
+
+
+@_through_dvc
+def keep_data(name: str) -> Literal["cached", "restored", "missing", "changed"]:
+    """Bring data that a `.dvc` file pins and the cache into line: each gives the other what it lacks.
+
+    Returns:
+        `cached`: the data are there as pinned. `restored`: they were put back from the cache. `missing`: neither
+        has them. `changed`: they are not what is pinned.
+    """
+    with _open() as repo, _locked(repo):
+        stage = _stage(repo, name)
+        changes = stage.status().get(stage.addressing, [])
+        if not changes:
+            return "cached"
+        if _only_uncached(changes):
+            stage.commit()
+            return "cached"
+        if any(out.exists for out in stage.outs):
+            return "changed"
+        if not stage.outs_cached():
+            return "missing"
+        stage.checkout()
+        return "restored"
+
+
+def pin_data(folder: Path, made_from: str) -> None:
+    """Pin generated data: check them against `<folder>.dvc` if that was made from the same, else write it anew.
+
+    Args:
+        folder: The data, in the current directory.
+        made_from: Digest of the settings that the generator was given.
+
+    Raises:
+        DataError: The same settings gave other bytes than those pinned.
+    """
+    pin = Path(f"{folder}.dvc")
+    pinned = read_graph().get(pin.as_posix()) if pin.exists() else None
+    if pinned and pinned.made_from == made_from:
+        if keep_data(pin.as_posix()) == "changed":
+            raise DataError(
+                f"{folder}: the same settings gave other bytes than {pin} pins: the generator or a library that it "
+                f"uses behaves differently here; delete {pin} to accept what this machine makes"
+            )
+        return
+    _pin(folder, made_from)
+
+
+@_through_dvc
+def _pin(folder: Path, made_from: str) -> None:
+    with _open() as repo:
+        (stage,) = repo.add(str(folder))
+        stage.meta = {MADE_FROM: made_from}
+        stage.dump()
+
+
+@_through_dvc
+def checkout() -> None:
+    """Put back every recorded output that the cache has; what it lacks stays absent."""
+    from dvc.exceptions import CheckoutError
+
+    with _open() as repo, contextlib.suppress(CheckoutError):
+        repo.checkout(force=True, allow_missing=True)
+
+
+@_through_dvc
+def fetch_run_cache() -> None:
+    """Fetch from the remote what is known of stages that ran elsewhere (records, not yet their objects)."""
+    with _open() as repo:
+        cache = repo.stage_cache
+        cache.transfer(_remote(repo), repo.cache.legacy, force=False)
+
+
+@_through_dvc
+def push(names: list[str]) -> int:
+    """Push the results of stages to the remote, so that any other clone can restore them; give the objects sent.
+
+    Objects go before the records that name them, so that no record is ever seen without its objects. DVC's own
+    `push --run-cache` sends all records each time, and only the objects of the current workspace.
+    """
+    with _open() as repo, _locked(repo):
+        remote = _remote(repo)
+        stages = [_stage(repo, name) for name in names]
+        records = [entry for entry in map(_record, stages) if entry and Path(_record_path(repo, entry)).exists()]
+        sent = 0
+        needed = [repo.stage_cache.get_used_objs(records), *(stage.get_used_objs() for stage in stages)]
+        for used in needed:
+            for store, objects in used.items():
+                sent += len(repo.cloud.push(objects, odb=store).transferred)
+        for entry in records:
+            _push_record(repo, remote, entry)
+        return sent
+
+
+@_through_dvc
+def cache_directory() -> Path:
+    """Give the folder of the workspace's DVC cache."""
+    with _open() as repo:
+        return Path(repo.cache.local_cache_dir).resolve()
+
+
+@_through_dvc
+def use_cache(directory: Path) -> None:
+    """Make the workspace use another workspace's cache, on this machine only."""
+    with _open() as repo, repo.config.edit("local") as config:
+        config.setdefault("cache", {})["dir"] = str(directory)
+
+
+@_through_dvc
+def save_experiment(name: str) -> None:
+    """Save the workspace as a DVC experiment, which `dvc exp show` lists in every worktree of the repository."""
+    with _open() as repo:
+        repo.experiments.save(name=name, force=True)
+
+
+@contextlib.contextmanager
+def _open() -> Iterator[Any]:
+    from dvc.repo import Repo
+
+    repo = Repo(_wait_for_lock=True)
+    try:
+        yield repo
+    finally:
+        repo.close()
+
+
+def _locked(repo: Any) -> contextlib.AbstractContextManager[Any]:
+    from dvc.repo import lock_repo
+
+    return lock_repo(repo)
+
+
+def _stage(repo: Any, name: str) -> Any:
+    (stage,) = repo.stage.collect(name)
+    return stage
+
+
+def _only_uncached(changes: list[Any]) -> bool:
+    """Tell whether all is as recorded in the workspace, and only the cache lacks it."""
+    kinds = [set(c["changed outs"].values()) for c in changes if isinstance(c, dict) and "changed outs" in c]
+    return len(kinds) == len(changes) == 1 and kinds[0] == {"not in cache"}
+
+
+def _inputs(stage: Any) -> dict[str, str]:
+    return {str(dependency): str(dependency.hash_info) for dependency in stage.deps}
+
+
+def _key(stage: Any) -> str:
+    from dvc.stage.cache import _can_hash, _get_stage_hash
+
+    return str(_get_stage_hash(stage)) if _can_hash(stage) else ""
+
+
+def _record(stage: Any) -> tuple[str, str] | None:
+    from dvc.stage.cache import _get_cache_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    key = _key(stage)
+    return (key, str(_get_cache_hash(to_single_stage_lockfile(stage)))) if key else None
+
+
+def _record_path(repo: Any, entry: tuple[str, str]) -> str:
+    return str(repo.stage_cache._get_cache_path(*entry))
+
+
+def _remote(repo: Any) -> Any:
+    from dvc.config import NoRemoteError, RemoteConfigError
+
+    try:
+        return repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
+    except (NoRemoteError, RemoteConfigError):
+        raise IntegrationError("no DVC remote to share results through: dvc remote add -d NAME URL") from None
+
+
+def _push_record(repo: Any, remote: Any, entry: tuple[str, str]) -> None:
+    from dvc.fs import generic
+
+    source = _record_path(repo, entry)
+    store = repo.cache.legacy
+    target = remote.fs.join(remote.path, *store.fs.parts(store.fs.relpath(source, store.path)))
+    if not remote.fs.exists(target):
+        generic.copy(store.fs, source, remote.fs, target)
+
+
+def _causes(error: BaseException) -> str:
+    """Give an error's message with those it came from, on one line."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause:
+        text = " ".join(str(cause).split())
+        if text and text not in messages:
+            messages.append(text)
+        cause = cause.__cause__
+    return ": ".join(messages)

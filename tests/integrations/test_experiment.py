@@ -1,0 +1,192 @@
+"""Experiments in worktrees of their own: what they carry, share, save and leave alone."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip.config import read_yaml
+from blip.errors import BlipError, ConfigError, IntegrationError
+from blip.integrations import versioning
+from blip.integrations.experiment import open_experiment, run_experiment
+from blip.integrations.runner import Outcome
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def run(toy: Any, **options: Any) -> dict[str, str]:
+    outcomes, code = run_experiment(toy.root, say=quiet, done=quiet, slots=2, **options)
+    assert code == 0
+    return {outcome.name: outcome.state for outcome in outcomes}
+
+
+def test_overrides_run_in_a_worktree_that_shares_the_cache_and_leave_the_checkout_alone(toy: Any) -> None:
+    run(toy)
+    toy.began()
+    before = Path("params.yaml").read_bytes(), Path("dvc.lock").read_bytes()
+    states = run(toy, overrides={"capfilt.threshold": 0.7})
+    assert toy.began() == ["select"]
+    assert states["prepare"] == states["train@left"] == "cached"
+    assert (Path("params.yaml").read_bytes(), Path("dvc.lock").read_bytes()) == before
+    (workspace,) = (p for p in Path(".blip/experiments").iterdir() if p.is_dir())
+    assert workspace.name.startswith("demo-")
+    assert read_yaml(workspace / "params.yaml")["capfilt"]["threshold"] == 0.7
+    assert (workspace / "runs").resolve() == (toy.root / "runs").resolve()
+    assert workspace.name in dvc("exp", "list")
+    assert git(toy, "status", "--porcelain").split() == ["??", "dvc.lock", "??", "reports/"]
+
+    assert set(run(toy, overrides={"capfilt.threshold": 0.7}).values()) == {"cached"}
+    assert toy.began() == []
+
+
+def test_a_name_or_a_preset_alone_makes_an_experiment(toy: Any) -> None:
+    with open_experiment(toy.root, name="mine") as experiment:
+        assert experiment.name.startswith("mine-")
+        assert Path.cwd() == experiment.workspace
+    assert Path.cwd() == toy.root
+    with open_experiment(toy.root, preset="demo") as experiment:
+        assert experiment.own_workspace
+    with pytest.raises(ConfigError, match="no preset 'dmeo'; there are .*demo"), open_experiment(
+        toy.root, preset="dmeo"
+    ):
+        pass
+    with pytest.raises(ConfigError, match=r"capfilt\.treshold.*did you mean 'capfilt.threshold'"), open_experiment(
+        toy.root, overrides={"capfilt.treshold": 1}
+    ):
+        pass
+    with pytest.raises(ConfigError, match="threshold: .*less than or equal to 1"), open_experiment(
+        toy.root, overrides={"capfilt.threshold": 7}
+    ):
+        pass
+
+
+def test_uncommitted_changes_of_tracked_files_are_carried_and_a_later_one_updates_the_worktree(
+    toy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    (toy.root / "raw/words").write_text("changed\n")
+    (toy.root / "new.py").write_text("untracked\n")
+    with open_experiment(toy.root, name="mine") as experiment:
+        assert Path("raw/words").read_text() == "changed\n"
+        assert not Path("new.py").exists()
+        place = experiment.workspace
+    assert "git does not track them" in caplog.text
+    assert "new.py" in caplog.text
+    assert git(toy, "status", "--porcelain").split() == ["M", "raw/words", "??", "new.py"]
+    git(toy, "commit", "-qam", "change")
+    (toy.root / "raw/words").unlink()
+    with open_experiment(toy.root, name="mine") as experiment:
+        assert experiment.workspace == place
+        assert not Path("raw/words").exists()
+
+
+def test_two_experiments_at_once_do_not_meet_and_equal_stages_are_computed_once(toy: Any) -> None:
+    toy.order(prepare={"sleep": 1.0})
+    script = (
+        "import pathlib, sys; from blip.integrations.experiment import run_experiment\n"
+        "o, code = run_experiment(pathlib.Path.cwd(), overrides={'capfilt.threshold': float(sys.argv[1])},"
+        " say=lambda *_: None, done=lambda _: None, slots=1)\n"
+        "sys.exit(code)"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", script, value]) for value in ("0.3", "0.4")]
+    assert [process.wait(120) for process in runs] == [0, 0]
+    began = toy.began()
+    assert began.count("prepare") == began.count("train_left") == began.count("train_right") == 1
+    assert began.count("select") == 2
+    assert len([line for line in dvc("exp", "list", "--name-only").split() if line.startswith("demo-")]) == 2
+
+
+def test_the_same_experiment_is_not_run_twice_at_once(toy: Any) -> None:
+    with open_experiment(toy.root), pytest.raises(BlipError, match="experiment demo-.* is already running"):
+        with open_experiment(toy.root):
+            pass
+
+
+def test_files_of_the_users_own_are_found_from_the_worktree(toy: Any) -> None:
+    (toy.root / "mine").mkdir()
+    (toy.root / "mine/web.json").write_text("[]")
+    with open_experiment(
+        toy.root,
+        overrides={"ingest.sources.web.annotations": "mine/web.json", "ingest.sources.web.images": "raw"},
+    ) as experiment:
+        web = experiment.config.ingest.sources["web"]
+        assert web.annotations == str(toy.root / "mine/web.json")
+        assert web.images == "raw"  # git brings it
+
+
+def test_without_a_commit_there_is_a_remedy(toy: Any) -> None:
+    import shutil
+
+    shutil.rmtree(toy.root / ".git")
+    with pytest.raises(IntegrationError, match="no git repository with a commit.*git init"), open_experiment(
+        toy.root, name="mine"
+    ):
+        pass
+
+
+def test_a_failed_experiment_is_not_saved(toy: Any) -> None:
+    toy.order(select={"exit": 2})
+    outcomes, code = run_experiment(toy.root, name="mine", say=quiet, done=quiet)
+    assert code == 2
+    assert "mine-" not in dvc("exp", "list")
+    toy.order()
+    run(toy, name="mine")
+    assert "mine-" in dvc("exp", "list")
+
+
+def test_results_pushed_to_a_remote_are_restored_in_a_clone_without_lock_or_reports(
+    new_toy: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = new_toy()
+    with pytest.raises(IntegrationError, match="dvc remote add -d"):
+        run(toy, share=True)
+    remote = tmp_path / "remote"
+    dvc("remote", "add", "--default", "shared", str(remote))
+    git(toy, "commit", "-qam", "remote")
+    run(toy, share=True)
+    assert len(toy.began()) == 5
+    assert versioning.push(["select"]) == 0
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(toy.root), str(clone)], check=True)
+    monkeypatch.chdir(clone)
+    outcomes, code = run_experiment(clone, say=quiet, done=quiet, share=True)
+    assert {o.state for o in outcomes} == {"restored"}
+    assert toy.began() == []
+    assert (clone / "out/finish/text").read_text() == (toy.root / "out/finish/text").read_text()
+    assert (clone / "reports/train_left.json").exists()
+
+
+def test_threads_that_record_at_once_lose_nothing(toy: Any) -> None:
+    stages = "".join(
+        f"  s{i}:\n    cmd: python step.py s{i} out/s{i} raw\n    deps: [raw]\n    outs: [out/s{i}]\n" for i in range(6)
+    )
+    Path("dvc.yaml").write_text("stages:\n" + stages)
+    assert set(run_all(toy, 6)) == {"ran"}
+    assert versioning.out_of_date() == set()
+
+
+def run_all(toy: Any, slots: int) -> list[str]:
+    done: list[Outcome] = []
+    threads: set[str] = set()
+
+    def say(name: str, line: str) -> None:
+        threads.add(threading.current_thread().name)
+
+    run_experiment(toy.root, say=say, done=done.append, slots=slots)
+    return [o.state for o in done]
+
+
+def dvc(*arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def git(toy: Any, *arguments: str) -> str:
+    who = ["-c", "user.name=toy", "-c", "user.email=toy@localhost"]
+    command = ["git", *who, "-C", str(toy.root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

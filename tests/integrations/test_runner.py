@@ -1,0 +1,292 @@
+"""The runner on the toy project: what runs, what does not, in which order, and what failures leave behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip.config import load_config
+from blip.errors import ConfigError
+from blip.integrations import versioning
+from blip.integrations.experiment import run_experiment
+from blip.integrations.runner import Node, Outcome, default_slots, plan, schedule, summary
+
+ALL = ["prepare", "train@left", "train@right", "select", "finish"]
+
+
+def states(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.name: outcome.state for outcome in outcomes}
+
+
+def run(toy: Any, **options: Any) -> tuple[dict[str, str], int]:
+    options.setdefault("say", lambda name, line: None)
+    options.setdefault("done", lambda outcome: None)
+    outcomes, code = run_experiment(toy.root, **{"slots": 2, **options})
+    return states(outcomes), code
+
+
+def test_everything_runs_once_and_then_nothing(toy: Any) -> None:
+    first, code = run(toy)
+    assert (set(first.values()), code) == ({"ran"}, 0)
+    assert sorted(first) == sorted(ALL)
+    assert len(toy.began()) == 5
+    assert (toy.root / "out/finish/text").read_text().startswith("finish(select(train_left(prepare(")
+    second, code = run(toy)
+    assert (set(second.values()), code) == ({"cached"}, 0)
+    assert toy.began() == []
+
+
+def test_dvc_itself_sees_what_the_runner_recorded(toy: Any) -> None:
+    run(toy)
+    result = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=True
+    )
+    assert "up to date" in result.stdout
+    assert len(toy.began()) == 5
+
+
+def test_a_new_threshold_runs_select_and_later_only_and_the_old_one_comes_back(toy: Any) -> None:
+    run(toy)
+    toy.began()
+    toy.edit_params("threshold: 0.5", "threshold: 0.7")
+    first, _ = run(toy)
+    assert toy.began() == ["select"]
+    assert first == dict.fromkeys(ALL, "cached") | {"select": "ran"}  # its text is the same, so `finish` is fresh
+    toy.edit_params("threshold: 0.7", "threshold: 0.5")
+    second, _ = run(toy)
+    assert second["select"] == "restored"
+    assert toy.began() == []
+
+
+def test_changed_and_deleted_outputs_come_back_from_the_cache(toy: Any) -> None:
+    run(toy)
+    toy.began()
+    text = Path("out/select/text")
+    wanted = text.read_text()
+    text.unlink()
+    Path("reports/train_left.json").unlink()
+    outcome, _ = run(toy)
+    assert text.read_text() == wanted
+    assert outcome["select"] == outcome["train@left"] == "restored"
+    assert toy.began() == []
+    text.chmod(0o644)
+    text.unlink()
+    text.write_text("tampered")
+    run(toy)
+    assert text.read_text() == wanted
+    assert toy.began() == []
+
+
+def test_a_failed_stage_stops_what_depends_on_it_alone_and_the_next_run_goes_on(toy: Any) -> None:
+    toy.order(train_left={"exit": 2})
+    lines: list[tuple[str, str]] = []
+    outcomes, code = run_experiment(
+        toy.root, slots=1, say=lambda *line: lines.append(line), done=lambda o: None
+    )
+    assert states(outcomes) == {
+        "prepare": "ran",
+        "train@left": "failed",
+        "train@right": "ran",
+        "select": "skipped",
+        "finish": "skipped",
+    }
+    assert code == 2
+    assert ("train@left", "train_left begins") in lines
+    failed = next(o for o in outcomes if o.state == "failed")
+    assert "exit code 2: train_left begins" in failed.message
+    assert re.search(r"train@left +failed +0\.\d +ended with exit code 2", summary(outcomes))
+    toy.order()
+    toy.began()
+    second, code = run(toy)
+    assert (second["prepare"], second["train@right"], code) == ("cached", "cached", 0)
+    assert sorted(toy.began()) == ["finish", "select", "train_left"]
+
+
+def test_siblings_run_side_by_side_and_slots_bound_them(toy: Any) -> None:
+    toy.order(train_left={"sleep": 0.8}, train_right={"sleep": 0.8})
+    run(toy)
+    spans = {e["name"]: e["began"] for e in toy.log() if "began" in e}
+    ends = {e["name"]: e["ended"] for e in toy.log() if "ended" in e}
+    assert max(spans["train_left"], spans["train_right"]) < min(ends["train_left"], ends["train_right"])
+    toy.edit_params("steps: 600", "steps: 601")
+    toy.began()
+    run(toy, slots=1)
+    spans = {e["name"]: e["began"] for e in toy.log() if "began" in e}
+    ends = {e["name"]: e["ended"] for e in toy.log() if "ended" in e}
+    assert max(spans["train_left"], spans["train_right"]) > min(ends["train_left"], ends["train_right"])
+
+
+def test_inputs_that_change_while_a_stage_runs_are_not_recorded_as_its_cause(toy: Any) -> None:
+    toy.order(prepare={"edit": ["raw/words"]})
+    outcomes, code = run_experiment(toy.root, say=lambda *_: None, done=lambda _: None)
+    assert states(outcomes)["prepare"] == "failed"
+    assert "raw changed while it ran" in outcomes[0].message
+    assert code == 2
+    assert not Path("dvc.lock").exists()
+
+
+def test_a_missing_dependency_is_named_and_outputs_of_others_stay(toy: Any) -> None:
+    run(toy)
+    (toy.root / "raw/words").unlink()
+    (toy.root / "raw").rmdir()
+    outcomes, code = run_experiment(toy.root, say=lambda *_: None, done=lambda _: None)
+    assert "prepare needs raw, which is not there" in outcomes[0].message
+    assert code == 2
+    assert Path("out/finish/text").exists()
+
+
+def test_targets_take_what_they_need_along(toy: Any) -> None:
+    outcome, _ = run(toy, targets=("train",))
+    assert sorted(outcome) == ["prepare", "train@left", "train@right"]
+    outcome, _ = run(toy, targets=("select",))
+    assert sorted(outcome) == ["prepare", "select", "train@left"]
+    with pytest.raises(ConfigError, match="no stage or group of stages is called 'trian'"):
+        run(toy, targets=("trian",))
+
+
+def test_a_crash_is_tried_again_and_a_user_error_is_not(toy: Any) -> None:
+    graph = Path("dvc.yaml")
+    graph.write_text(graph.read_text().replace("meta: {weight: 5}", "meta: {retries: 1}"))
+    toy.order(train_left={"exit": 3}, train_right={"exit": 2})
+    _, code = run(toy, slots=1)
+    assert sorted(toy.began()) == ["prepare", "train_left", "train_left", "train_right"]
+    assert code == 3
+
+
+def test_a_stage_is_stopped_at_its_timeout(toy: Any) -> None:
+    graph = Path("dvc.yaml")
+    graph.write_text(graph.read_text().replace("meta: {weight: 5}", "meta: {timeout_seconds: 0.5}"))
+    toy.order(train_left={"sleep": 60})
+    outcomes, code = run_experiment(toy.root, say=lambda *_: None, done=lambda _: None)
+    assert {o.name: o.code for o in outcomes}["train@left"] == code == 124
+    assert alive(toy) == []
+
+
+RUNNER = """
+import pathlib, sys
+from blip.integrations.experiment import run_experiment
+_, code = run_experiment(pathlib.Path.cwd(), say=lambda *_: None, done=lambda _: None, slots=2)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_ends_its_stages_and_can_be_taken_up(
+    toy: Any, number: signal.Signals, code: int
+) -> None:
+    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    process = start_and_wait_for_both(toy)
+    process.send_signal(number)
+    assert process.wait(15) == code
+    assert alive(toy) == []
+    toy.order()
+    toy.began()
+    outcome, code = run(toy)
+    assert (outcome["prepare"], code) == ("cached", 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel to tell children of their parent's end")
+def test_a_killed_runner_takes_its_stages_along(toy: Any) -> None:
+    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    process = start_and_wait_for_both(toy)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while alive(toy) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(toy) == []
+    toy.order()
+    toy.began()
+    outcome, code = run(toy)
+    assert (outcome["prepare"], code) == ("cached", 0)
+
+
+def start_and_wait_for_both(toy: Any) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", RUNNER])
+    deadline = time.monotonic() + 30
+    while not {"train_left", "train_right"} <= {e["name"] for e in toy.log()}:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def alive(toy: Any) -> list[int]:
+    pids = [entry["pid"] for entry in toy.log() if "pid" in entry]
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and _state(pid) != "Z"]
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+class Done:
+    """A future that is there already."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def add_done_callback(self, fn: Any) -> None:
+        fn(self)
+
+    def result(self) -> Outcome:
+        return self._outcome
+
+
+def test_the_most_urgent_ready_stage_goes_first() -> None:
+    import threading
+
+    nodes = {
+        "a": Node("a", "", upstream=()),
+        "b": Node("b", "", upstream=()),
+        "c": Node("c", "", upstream=("a",)),
+        "d": Node("d", "", upstream=("b",)),
+    }
+    begun: list[str] = []
+
+    def start(node: Node) -> Done:
+        begun.append(node.name)
+        return Done(Outcome(node.name, "ran"))
+
+    urgency = {"a": 2.0, "b": 9.0, "c": 1.0, "d": 8.0}
+    outcomes = schedule(nodes, urgency, 1, start, threading.Event(), lambda o: None)
+    assert begun == ["b", "d", "a", "c"]
+    assert [o.name for o in outcomes] == list(nodes)
+
+
+def test_the_graph_is_the_one_that_dvc_draws(toy: Any) -> None:
+    assert edges_of(versioning.read_graph()) == edges_by_dvc(toy.root)
+
+
+def edges_of(graph: dict[str, Node]) -> set[tuple[str, str]]:
+    return {(upstream, node.name) for node in graph.values() for upstream in node.upstream}
+
+
+def edges_by_dvc(root: Path) -> set[tuple[str, str]]:
+    dot = subprocess.run(
+        [sys.executable, "-m", "dvc", "dag", "--dot"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    pairs = [line.rstrip(";").split(" -> ") for line in dot.splitlines() if "->" in line]
+    return {(json.loads(a), json.loads(b)) for a, b in pairs}
+
+
+def test_default_slots_follow_the_threads_of_a_stage() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert default_slots(1) == cores
+    assert default_slots(10 * cores) == 1
+
+
+def test_the_plan_puts_the_longest_chain_first(toy: Any) -> None:
+    todo = plan(load_config(Path("params.yaml")))
+    assert todo.fresh == frozenset()
+    assert todo.urgency["train@left"] > todo.urgency["train@right"] > todo.urgency["select"]
