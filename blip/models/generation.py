@@ -47,7 +47,7 @@ def generate(
     return _sample(model, image_tokens, prompt, decoding, generators)
 
 
-def filtered_logits(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]:
+def filtered(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]:
     """Keep the `top_k` likeliest tokens, of these the fewest whose probability exceeds `top_p`.
 
     Args:
@@ -69,7 +69,7 @@ def filtered_logits(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, 
     return probabilities / probabilities.sum(dim=1, keepdim=True), ids
 
 
-def processed_scores(
+def processed(
     scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep: int
 ) -> Tensor:
     """Discourage repeats and forbid an early end.
@@ -113,11 +113,11 @@ def _sample(
     step_ids = token_ids
     for step in range(decoding.max_length - start):
         logits = model.predict(model.decode(step_ids, image_kv, cache=cache)[:, -1])
-        logits = processed_scores(logits, token_ids, decoding, sep)
+        logits = processed(logits, token_ids, decoding, sep)
         if generators is None:
             chosen = logits.argmax(dim=1)
         else:
-            chosen = _pick(*filtered_logits(logits, decoding), draws[rows, step])
+            chosen = _pick(*filtered(logits, decoding), draws[rows, step])
         token_ids = torch.cat([token_ids, chosen[:, None]], dim=1)
         step_ids = token_ids[:, -1:]
         open_ = (chosen != sep).nonzero().squeeze(1)
@@ -201,7 +201,7 @@ def beam_search(
     sums[:, 0] = 0.0  # else all beams would take the same first token
     while True:
         scores = model.predict(hidden).float().log_softmax(dim=1)
-        scores = processed_scores(scores, token_ids, decoding, model.special.sep)
+        scores = processed(scores, token_ids, decoding, model.special.sep)
         moves = _advance(scores, sums, token_ids, images, finished, model.special.sep)
         open_images, parents, tokens, sums = moves
         images = [images[place] for place in open_images]

@@ -1,0 +1,61 @@
+"""Text, multimodal and matching outputs against the reference's, to rounding."""
+
+import pytest
+import torch
+
+TOLERANCE = 1e-5  # measured: see each test
+
+
+@pytest.fixture
+def features(golden, tiny_model, blank_heads):
+    reference = golden("base_features")
+    return reference, tiny_model("retrieval", blank_heads | reference.under("sd/"))
+
+
+def hidden_states(model, run):
+    """Give the output of the embeddings and of every layer of the text encoder during `run`."""
+    states = []
+    stages = [model.text_encoder.embeddings, *model.text_encoder.layers]
+    hooks = [s.register_forward_hook(lambda *call: states.append(call[-1])) for s in stages]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+def test_text_states_of_every_layer(features):
+    reference, model = features
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    states = hidden_states(model, lambda: model.encode_text(ids, mask))
+    assert len(states) == 3
+    for layer, state in enumerate(states):  # measured: 9.5e-7
+        expected = reference[f"out/text_hidden{layer}"]
+        torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_multimodal_states_of_every_layer(features):
+    reference, model = features
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    image_tokens = model.encode_image(reference["in/pixel_values"])
+    torch.testing.assert_close(image_tokens, reference["out/image_embeds"], atol=TOLERANCE, rtol=0)
+    image_kv = model.project_images(image_tokens)
+    states = hidden_states(model, lambda: model.encode_pairs(ids, mask, image_kv))
+    for layer, state in enumerate(states):  # measured: 1.4e-6
+        expected = reference[f"out/multimodal_hidden{layer}"]
+        torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_matching_and_cosine(golden, tiny_model):
+    reference = golden("itm_itc")
+    model = tiny_model("retrieval", {"temp": torch.tensor(0.07)} | reference.under("sd/"))
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    image_tokens = model.encode_image(reference["in/pixel_values"])
+    images, texts = model.embed_image(image_tokens), model.embed_text(model.encode_text(ids, mask))
+    logits = model.match(ids, mask, model.project_images(image_tokens))
+    for ours, name in (  # measured: 4.8e-7
+        (images, "image_feat"),
+        (texts, "text_feat"),
+        (images @ texts.T, "itc_cosine"),
+        (logits, "itm_logits_enc_token"),
+    ):
+        torch.testing.assert_close(ours, reference[f"out/{name}"], atol=TOLERANCE, rtol=0)
