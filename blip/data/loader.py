@@ -1,0 +1,235 @@
+"""Batches of pairs for training and of images for evaluation.
+
+The batch of a step is a function of the seed and the step: a run that was killed goes on at any
+step at once, and neither the number of workers nor that of processes changes what a step sees.
+"""
+
+import collections
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from blip import distributed
+from blip.batch import Batch
+from blip.config import Training
+from blip.data.dataset import Dataset, Shard
+from blip.data.images import ShardImages, decode_image
+from blip.data.text import Tokenizer, clean_caption
+from blip.data.transforms import TrainTransform, normalise, resize
+from blip.errors import DataError
+
+PREFETCH = 2  # batches ahead of each worker
+
+
+class PairLoader:
+    """The pairs of several dataset versions: every text that was not dropped, with its image.
+
+    An epoch is a permutation of all pairs; a global batch is the next `batch_size` of them, of
+    which each process takes every `world_size`-th; the rest at the end of an epoch is not seen.
+
+    Args:
+        datasets: Dataset versions, in this order.
+        tokenizer: Makes the tokens.
+        training: Batch, image size, text lengths, augmentation, number of worker threads.
+        seed: Decides order and augmentation.
+        prompt: Put before every cleaned caption.
+        device: Where the batches go.
+
+    Raises:
+        DataError: A caption has no image, or there are fewer pairs than a batch.
+        ValueError: The processes do not divide the batch.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        tokenizer: Tokenizer,
+        training: Training,
+        seed: int,
+        prompt: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if training.batch_size % distributed.world_size():
+            raise ValueError(
+                f"batch_size {training.batch_size} is not a multiple of "
+                f"the {distributed.world_size()} processes"
+            )
+        self._tokenizer, self._training = tokenizer, training
+        self._seed, self._prompt, self._device = seed, prompt, torch.device(device)
+        self._transform = TrainTransform(training.augmentation, training.image_size)
+        self._images = _Images([shard for dataset in datasets for shard in dataset.shards])
+        pairs = [_read_pairs(shard) for shard in self._images.shards]
+        sizes = [len(rows) for rows, _ in pairs]
+        self._shards = np.repeat(np.arange(len(pairs), dtype=np.int32), sizes)
+        self._rows = np.concatenate([rows for rows, _ in pairs] or [np.empty(0, np.int32)])
+        self._texts = pa.chunked_array([texts for _, texts in pairs], pa.large_string())
+        self._texts = self._texts.combine_chunks()
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._order_lock = threading.Lock()
+        if self.num_pairs < training.batch_size:
+            names = ", ".join(str(dataset.path) for dataset in datasets)
+            raise DataError(
+                f"{names}: {self.num_pairs} pairs are fewer than batch_size {training.batch_size}: "
+                "lower it or add data"
+            )
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs of an epoch, before the rest is cut off."""
+        return len(self._rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches of an epoch."""
+        return self.num_pairs // self._training.batch_size
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """Give the batches of the steps from `start` to `stop`, prepared ahead by the workers.
+
+        Raises:
+            DataError: A shard was changed or an image cannot be decoded; shard and key are named.
+        """
+        steps = range(start, stop)
+        for images, token_ids, mask, image_ids in _ahead(
+            self._load, steps, self._training.num_workers
+        ):
+            on_device = images.to(self._device, non_blocking=True)
+            batch = Batch(normalise(on_device), token_ids, mask, image_ids)
+            yield batch.to(self._device)
+
+    def _load(self, step: int) -> tuple[Tensor, ...]:
+        """Prepare this process's part of a global batch; its images are still uint8."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        size = self._training.batch_size
+        batch = self._order_of(epoch)[position * size : (position + 1) * size]
+        pairs = batch[distributed.rank() :: distributed.world_size()]
+        images, image_ids = [], []
+        for pair in pairs.tolist():
+            shard, row = int(self._shards[pair]), int(self._rows[pair])
+            # The pair's own generator: its augmentation depends on no other pair.
+            rng = np.random.default_rng((self._seed, epoch, pair))
+            images.append(self._transform(self._images.read(shard, row), rng))
+            image_ids.append(self._images.ids[shard][row])
+        texts = [self._prompt + self._clean(self._texts[pair].as_py()) for pair in pairs.tolist()]
+        token_ids, mask = self._tokenizer.encode(texts, self._training.max_tokens)
+        tensors = (torch.stack(images), token_ids, mask, torch.tensor(image_ids))
+        return tuple(t.pin_memory() for t in tensors) if self._device.type == "cuda" else tensors
+
+    def _clean(self, text: str) -> str:
+        return clean_caption(text, self._training.max_words)
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        with self._order_lock:
+            if epoch != self._epoch:
+                rng = np.random.default_rng((self._seed, epoch))
+                self._epoch, self._order = epoch, rng.permutation(self.num_pairs)
+            return self._order
+
+
+def image_batches(
+    dataset: Dataset, size: int, batch_size: int
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Give keys and images (B, 3, S, S) float32 of a dataset version, each image once, in order.
+
+    Raises:
+        DataError: A shard was changed or an image cannot be decoded; shard and key are named.
+    """
+    images = _Images(list({shard.images_digest: shard for shard in dataset.shards}.values()))
+    places = [(shard, row) for shard, ids in enumerate(images.ids) for row in range(len(ids))]
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        keys = [images.key(shard, row) for shard, row in batch]
+        pixels = torch.stack([resize(images.read(shard, row), size) for shard, row in batch])
+        yield keys, normalise(pixels)
+
+
+class _Images:
+    """The images of shards, by shard and row.
+
+    Attributes:
+        shards: The shards.
+        ids: A number for every image of every shard, equal for equal keys alone.
+    """
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self._contents = [ShardImages(shard) for shard in shards]
+        records = [shard.read_records().select(["key", "width", "height"]) for shard in shards]
+        self._keys = [table["key"].combine_chunks() for table in records]
+        self._pixels = [
+            table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
+            for table in records
+        ]
+        self.ids = [_numbers(keys) for keys in self._keys]
+
+    def key(self, shard: int, row: int) -> str:
+        """Give an image's key."""
+        return str(self._keys[shard][row].as_py())
+
+    def read(self, shard: int, row: int) -> Tensor:
+        """Read and decode an image: (3, H, W) uint8."""
+        try:
+            # What the record says bounds the decoding, whatever the bytes say.
+            return decode_image(self._contents[shard].read(row), int(self._pixels[shard][row]))
+        except DataError as error:
+            path, key = self.shards[shard].images, self.key(shard, row)
+            raise DataError(f"{path}: image {key}: {error}") from None
+
+
+def _read_pairs(shard: Shard) -> tuple[NDArray[np.int32], pa.LargeStringArray]:
+    """Give the image's row and the text of every caption of a shard that was not dropped."""
+    captions = shard.read_captions()
+    captions = captions.filter(pc.fill_null(captions["kept"], True))
+    rows = pc.index_in(captions["key"], value_set=shard.read_records()["key"].combine_chunks())
+    if rows.null_count:
+        key = captions["key"].filter(pc.is_null(rows))[0].as_py()
+        raise DataError(
+            f"{shard.captions}: caption of image {key}, which {shard.records} does not hold: "
+            "the two do not belong together; ingest again"
+        )
+    return rows.to_numpy().astype(np.int32), captions["text"].combine_chunks().cast(
+        pa.large_string()
+    )
+
+
+def _numbers(keys: pa.StringArray) -> NDArray[np.int64]:
+    """Give a number for each key: its first 60 bits, so that no table of all keys is needed.
+
+    A key is the sha256 of an image. Among 100 million, some two agree with probability 0.4 %.
+    """
+    ascii_codes = np.array(keys.to_pylist(), dtype="S15").view(np.uint8).reshape(-1, 15)
+    digits = (ascii_codes & 15) + 9 * (ascii_codes >> 6)  # hexadecimal, either case
+    return digits.astype(np.int64) @ (1 << np.arange(56, -4, -4, dtype=np.int64))
+
+
+def _ahead(
+    load: Callable[[int], tuple[Tensor, ...]], steps: range, num_workers: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Give `load(step)` of every step, in order, computed ahead by threads if there are any.
+
+    Threads, since decoding and resizing leave the interpreter's lock free: nothing is copied
+    between processes, and there is none to outlive a kill.
+    """
+    if not num_workers:
+        yield from map(load, steps)
+        return
+    todo = iter(steps)
+    with ThreadPoolExecutor(num_workers, thread_name_prefix="loader") as pool:
+        pending: collections.deque[Future[tuple[Tensor, ...]]] = collections.deque()
+        try:
+            for step in itertools.islice(todo, num_workers * PREFETCH):
+                pending.append(pool.submit(load, step))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(load, step) for step in itertools.islice(todo, 1))
+        finally:
+            for future in pending:
+                future.cancel()

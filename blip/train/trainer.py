@@ -1,0 +1,164 @@
+"""The training loop, which knows nothing of BLIP: batches, an objective, AdamW, checkpoints."""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from blip.batch import Batch
+from blip.config import Training
+from blip.data.loader import PairLoader
+from blip.objectives import Losses, Position
+from blip.progress import Progress
+from blip.tracker import Tracker
+from blip.train.checkpoint import Checkpoints
+from blip.train.curve import Curve, Point
+from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would say it
+
+
+def fit(
+    objective: nn.Module,
+    loader: PairLoader,
+    config: Training,
+    tracker: Tracker,
+    run_dir: Path,
+    *,
+    name: str = "training",
+    identity: str = "",
+) -> list[Point]:
+    """Train an objective in place, from the last checkpoint in `run_dir` if there is one.
+
+    A run that was killed and goes on ends in the same bits as one that was not, on one machine.
+    On SIGTERM and Ctrl-C the step under way is finished and a checkpoint saved; then the process
+    exits with code 143, or KeyboardInterrupt is raised. A second signal acts at once.
+
+    Args:
+        objective: Module of (batch, position) -> Losses, on the device of the loader's batches.
+        loader: The pairs.
+        config: Length, optimizer, precision, how often to log and to save.
+        tracker: Told a point every `log_every` steps.
+        run_dir: Keeps the checkpoints.
+        name: What the progress bar calls it.
+        identity: Digest of what else decides the run; a checkpoint of another is refused.
+
+    Returns:
+        The curve: a point every `log_every` steps and at the end.
+
+    Raises:
+        BlipError: A loss is not finite, a shard was changed, the disk is full, ...
+    """
+    total = total_steps(config, loader.steps_per_epoch)
+    optimizer = build_optimizer(objective, config.optimizer)
+    checkpoints = Checkpoints(run_dir / "checkpoints", identity)
+    curve = Curve(tracker)
+    start = 0
+    if restored := checkpoints.restore(objective, optimizer):
+        start, progress = restored
+        curve.load_state(progress)
+    objective.train()
+    on_host = next(objective.parameters()).device.type == "cpu"
+    bar = Progress(name, total, "steps", done=start)
+    note = ""
+    with _finish_step_on_signal() as received:
+        began = time.perf_counter()
+        for step, batch in enumerate(loader.iterate(start, total), start):
+            waited = time.perf_counter() - began
+            done = step + 1
+            logs = done % config.log_every == 0 or done == total
+            rate = learning_rate(config.optimizer, step, loader.steps_per_epoch, total)
+            set_learning_rate(optimizer, rate)
+            position = Position(step, loader.steps_per_epoch)
+            losses, norm = _step(objective, optimizer, batch, position, config, wants_norm=logs)
+            curve.add(losses.total, losses.metrics, time.perf_counter() - began, waited)
+            if logs:
+                assert norm is not None
+                point = curve.close(done, rate, norm.item(), config.batch_size, on_host)
+                note = f"loss {point['loss']:.3f}"
+            if received or done % config.checkpoint_every == 0 or done == total:
+                curve.settle(done)
+                checkpoints.save(done, objective, optimizer, curve.state())
+            bar.advance(note=note)
+            if received:
+                _leave(received[0], done)
+            began = time.perf_counter()
+    return curve.points
+
+
+def total_steps(config: Training, steps_per_epoch: int) -> int:
+    """Give the length of a run in steps."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None
+    return config.epochs * steps_per_epoch
+
+
+def _step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    position: Position,
+    config: Training,
+    wants_norm: bool,
+) -> tuple[Losses, Tensor | None]:
+    """Do one step; give its losses and, if wanted or clipped by it, the norm of its gradient."""
+    device = batch.images.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+        losses: Losses = objective(batch, position)
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = None
+    if config.optimizer.clip_norm:
+        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
+    elif wants_norm:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    optimizer.step()
+    return losses, norm
+
+
+@contextlib.contextmanager
+def _finish_step_on_signal() -> Iterator[list[int]]:
+    """Collect the first SIGTERM or SIGINT in a list instead of dying of it; the next acts as ever.
+
+    Signals reach the main thread alone; elsewhere nothing is changed.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _leave(number: int, step: int) -> None:
+    log.warning(
+        "stopped after step %d; a checkpoint is saved, the same command goes on from it", step
+    )
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(TERMINATED)

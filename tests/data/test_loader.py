@@ -1,0 +1,267 @@
+"""The loader: every pair once an epoch, the same in any number of workers, from any step on."""
+
+import hashlib
+import io
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from blip import distributed
+from blip.batch import Batch
+from blip.config import Training, load_config
+from blip.data.dataset import (
+    CAPTIONS,
+    RECORDS,
+    Dataset,
+    Shard,
+    caption_id,
+    open_dataset,
+    write_manifest,
+    write_table,
+)
+from blip.data.loader import PairLoader, image_batches
+from blip.data.tar import TarWriter
+from blip.data.text import Tokenizer, train_vocabulary
+from blip.data.transforms import normalise
+from blip.errors import DataError
+
+PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
+SIZE = 32
+Drop = Callable[[int, int], bool | None]
+
+
+def picture(number: int) -> bytes:
+    """A PNG whose colour tells which image it is."""
+    pixels = np.full((SIZE, SIZE, 3), (number % 256, number // 256, 7), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_dataset(
+    path: Path,
+    images: range,
+    captions: int = 2,
+    shard_size: int = 5,
+    kept: Drop = lambda i, j: None,
+) -> Dataset:
+    """Write a dataset version of numbered images, `captions` texts each."""
+    shards = [
+        _write_shard(path, numbers, captions, kept)
+        for numbers in (images[i : i + shard_size] for i in range(0, len(images), shard_size))
+    ]
+    write_manifest(path, shards, {"format": "test"}, {})
+    return open_dataset(path)
+
+
+def _write_shard(path: Path, numbers: range, captions: int, kept: Drop) -> Shard:
+    (path / "images").mkdir(parents=True, exist_ok=True)
+    tar = path / f"images/{numbers[0]}.tar"
+    records, texts = [], []
+    with TarWriter(tar) as writer:
+        for i in numbers:
+            data = picture(i)
+            key = hashlib.sha256(data).hexdigest()
+            offset = writer.add(f"{key}.png", data)
+            records.append([key, f"{i}.png", SIZE, SIZE, "png", offset, len(data)])
+            for j in range(captions):
+                text = f"image {i} text {j}"
+                row = [caption_id(key, "human", text), key, text, "human", *[None] * 5]
+                texts.append([*row, kept(i, j), None])
+    tables = [
+        pa.table(
+            [pa.array(c, f.type) for c, f in zip(zip(*rows, strict=True), schema, strict=True)],
+            schema=schema,
+        )
+        for rows, schema in ((records, RECORDS), (texts, CAPTIONS))
+    ]
+    files = [path / f"{kind}/{numbers[0]}.parquet" for kind in ("records", "captions")]
+    digests = [write_table(file, table) for file, table in zip(files, tables, strict=True)]
+    return Shard(tar, *files, writer.digest, *digests, len(records), len(texts))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_vocabulary((f"image {i} text {j}" for i in range(300) for j in range(9)), 500, folder)
+    return Tokenizer(folder / "vocab.txt")
+
+
+def training(**changes: Any) -> Training:
+    calm = {"image_size": SIZE, "batch_size": 4, "max_words": 30, "max_tokens": 30}
+    return load_config(PARAMS).finetune.captioning.model_copy(update={**calm, **changes})
+
+
+def pairs_of(batch: Batch, tokenizer: Tokenizer) -> list[tuple[int, str]]:
+    """What the batch shows: the image's number by its colour, and its text."""
+    images = (raw(batch)[:, :2] * 255).round().int().tolist()
+    numbers = [red + 256 * green for red, green in images]
+    return list(zip(numbers, map(tokenizer.decode, batch.token_ids.tolist()), strict=True))
+
+
+def raw(batch: Batch) -> torch.Tensor:
+    levels = normalise(
+        torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+    )
+    black, white = levels
+    return ((batch.images - black) / (white - black))[:, :, 0, 0]
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    names = ("images", "token_ids", "attention_mask", "image_ids")
+    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+
+
+def test_an_epoch_holds_every_pair_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    web = write_dataset(tmp_path / "web", range(7), captions=1)
+    human = write_dataset(tmp_path / "human", range(100, 107), captions=3)
+    loader = PairLoader([web, human], tokenizer, training(), seed=3)
+    assert (loader.num_pairs, loader.steps_per_epoch) == (28, 7)
+    expected = {(i, f"image {i} text 0") for i in range(7)}
+    expected |= {(i, f"image {i} text {j}") for i in range(100, 107) for j in range(3)}
+    epochs = []
+    for epoch in range(2):
+        batches = loader.iterate(epoch * 7, epoch * 7 + 7)
+        epochs.append([pair for batch in batches for pair in pairs_of(batch, tokenizer)])
+        assert len(epochs[-1]) == 28
+        assert set(epochs[-1]) == expected
+    assert epochs[0] != epochs[1]
+
+
+def test_dropped_texts_are_not_seen_and_unjudged_ones_are(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    verdicts = {0: True, 1: False, 2: None}
+    data = write_dataset(tmp_path / "d", range(8), captions=3, kept=lambda i, j: verdicts[j])
+    loader = PairLoader([data], tokenizer, training(), seed=0)
+    seen = {text for b in loader.iterate(0, 4) for _, text in pairs_of(b, tokenizer)}
+    assert seen == {f"image {i} text {j}" for i in range(8) for j in (0, 2)}
+
+
+def test_order_depends_on_the_seed_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dataset(tmp_path / "d", range(12))
+    first, again, other = (PairLoader([data], tokenizer, training(), seed=s) for s in (1, 1, 2))
+    assert all(map(equal, first.iterate(0, 9), again.iterate(0, 9)))
+    assert not all(map(equal, first.iterate(0, 9), other.iterate(0, 9)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_any_step_is_reached_at_once_with_any_workers(
+    tmp_path: Path, tokenizer: Tokenizer, num_workers: int
+) -> None:
+    data = write_dataset(tmp_path / "d", range(12))
+    wild = training().augmentation.model_copy(
+        update={"crop_scale": (0.2, 1.0), "flip": 0.5, "randaugment": True}
+    )
+    whole = PairLoader([data], tokenizer, training(augmentation=wild), seed=1)
+    config = training(augmentation=wild, num_workers=num_workers)
+    part = PairLoader([data], tokenizer, config, seed=1)
+    expected = list(whole.iterate(0, 15))[4:11]
+    found = list(part.iterate(4, 11))
+    assert len(found) == 7
+    assert all(map(equal, expected, found))
+
+
+def test_processes_share_the_global_batch(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dataset(tmp_path / "d", range(12))
+    alone = [
+        pairs_of(b, tokenizer) for b in PairLoader([data], tokenizer, training(), 5).iterate(0, 6)
+    ]
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        loader = PairLoader([data], tokenizer, training(), 5)
+        parts.append([pairs_of(b, tokenizer) for b in loader.iterate(0, 6)])
+    for whole, even, odd in zip(alone, *parts, strict=True):
+        assert (whole[::2], whole[1::2]) == (even, odd)
+    with pytest.raises(ValueError, match="not a multiple of the 2 processes"):
+        PairLoader([data], tokenizer, training(batch_size=3), 5)
+
+
+def test_image_ids_are_equal_for_one_image_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    web = write_dataset(tmp_path / "web", range(10), captions=1)
+    synthetic = write_dataset(tmp_path / "synthetic", range(10), captions=2, shard_size=3)
+    loader = PairLoader([web, synthetic], tokenizer, training(), seed=0)
+    ids: dict[int, set[int]] = {}
+    for batch in loader.iterate(0, loader.steps_per_epoch):
+        numbers = [n for n, _ in pairs_of(batch, tokenizer)]
+        for number, image_id in zip(numbers, batch.image_ids.tolist(), strict=True):
+            ids.setdefault(number, set()).add(image_id)
+    assert all(len(found) == 1 for found in ids.values())
+    assert len(set.union(*ids.values())) == len(ids) == 10
+    assert min(set.union(*ids.values())) >= 0
+
+
+def test_prompt_stands_before_the_cleaned_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dataset(tmp_path / "d", range(4))
+    config = training(max_words=3)
+    loader = PairLoader([data], tokenizer, config, seed=0, prompt="text text ")
+    (batch,) = loader.iterate(0, 1)
+    for number, text in pairs_of(batch, tokenizer):
+        assert text == f"text text image {number} text"
+
+
+def test_too_few_pairs(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dataset(tmp_path / "d", range(3), captions=1)
+    with pytest.raises(DataError, match="3 pairs are fewer than batch_size 4: lower it"):
+        PairLoader([data], tokenizer, training(), seed=0)
+
+
+def test_caption_without_its_image(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dataset(tmp_path / "d", range(5))
+    other = write_dataset(tmp_path / "e", range(5, 10))
+    mixed = replace(data, shards=(replace(data.shards[0], captions=other.shards[0].captions),))
+    with pytest.raises(DataError, match=r"captions/5.parquet: caption of image .* does not hold"):
+        PairLoader([mixed], tokenizer, training(), seed=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_tampered_shard_is_named(tmp_path: Path, tokenizer: Tokenizer, num_workers: int) -> None:
+    data = write_dataset(tmp_path / "d", range(4))
+    content = bytearray(data.shards[0].images.read_bytes())
+    content[700] ^= 1
+    data.shards[0].images.write_bytes(content)
+    loader = PairLoader([data], tokenizer, training(num_workers=num_workers), seed=0)
+    with pytest.raises(DataError, match=r"images/0.tar: image [0-9a-f]{64}: .*digest"):
+        list(loader.iterate(0, 2))
+    with pytest.raises(DataError, match=r"images/0.tar: image [0-9a-f]{64}: .*digest"):
+        list(image_batches(data, SIZE, 4))
+
+
+def test_image_larger_than_its_record_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", range(4))
+    table = data.shards[0].read_records()
+    small = table.set_column(2, RECORDS.field("width"), pa.array([SIZE // 2] * 4, pa.int32()))
+    write_table(data.shards[0].records, small)
+    with pytest.raises(DataError, match=r"image [0-9a-f]{64}: .*more than the 512"):
+        list(image_batches(data, SIZE, 4))
+
+
+def test_abandoned_iteration_leaves_no_thread(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    data = write_dataset(tmp_path / "d", range(12))
+    batches: Iterator[Batch] = PairLoader([data], tokenizer, training(num_workers=2), 0).iterate(
+        0, 99
+    )
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("loader")]
+
+
+def test_image_batches_give_every_image_once_in_order(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "d", range(12), shard_size=5)
+    twice = replace(data, shards=(*data.shards, data.shards[0]))  # as after bootstrapping
+    batches = list(image_batches(twice, 16, 7))
+    assert [images.shape for _, images in batches] == [(7, 3, 16, 16), (5, 3, 16, 16)]
+    assert [key for keys, _ in batches for key in keys] == data.records()["key"].to_pylist()
+    assert len({key for keys, _ in batches for key in keys}) == 12
