@@ -1,8 +1,8 @@
-"""The processes of one training run: the only importer of torch.distributed, at ease without a process group."""
+"""The processes of one training run; every call also works without a process group."""
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
+import torch.distributed as dist  # noqa: TID251
+import torch.distributed.nn.functional as dist_nn  # noqa: TID251
 from torch import Tensor
 
 
@@ -17,7 +17,7 @@ def rank() -> int:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """Concatenate a tensor of one shape over the processes along axis 0, in rank order, without gradient."""
+    """Concatenate along axis 0 in rank order, without gradient; the shape is one everywhere."""
     if world_size() == 1:
         return tensor.detach()
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -26,10 +26,10 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def all_gather_with_grad(tensor: Tensor) -> Tensor:
-    """Concatenate as `all_gather`; the gradient of a process's part is summed over the processes that used it."""
+    """Concatenate as `all_gather`; a part's gradient is summed over the processes that used it."""
     if world_size() == 1:
         return tensor
-    return torch.cat(dist_nn.all_gather(tensor.contiguous()))
+    return torch.cat(dist_nn.all_gather(tensor.contiguous()))  # type: ignore[no-untyped-call]
 
 
 def all_gather_padded(rows: Tensor, value: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""Multi-head attention over the tokens themselves, or over image tokens projected once per image."""
+"""Multi-head attention: of tokens among themselves, or over images projected once."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SelfAttention(nn.Module):
@@ -44,14 +44,14 @@ class SelfAttention(nn.Module):
         if pooled:
             width = hidden.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            query = F.linear(hidden[:, :1], weight[:width], bias[:width])
-            key, value = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            query = functional.linear(hidden[:, :1], weight[:width], bias[:width])
+            key, value = functional.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
         else:
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         key, value = split_heads(key, self.num_heads), split_heads(value, self.num_heads)
         if cache is not None:
             key, value = cache.extend(key, value)
-        context = F.scaled_dot_product_attention(
+        context = functional.scaled_dot_product_attention(
             split_heads(query, self.num_heads),
             key,
             value,
@@ -63,7 +63,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of text tokens over image tokens, whose keys and values are projected apart, once per image.
+    """Attention of text tokens over image tokens, whose keys and values are projected apart.
 
     Args:
         width: Width of the text tokens.
@@ -83,7 +83,8 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, key_value: Tensor) -> Tensor:
         """Attend.
 
-        Several texts may read one image: their tokens are then queries of one attention, and nothing is repeated.
+        Several texts may read one image: their tokens are then queries of one attention, and
+        nothing is repeated.
 
         Args:
             hidden: (B * G, L, W) text tokens, the G texts of an image one after the other.
@@ -94,7 +95,7 @@ class CrossAttention(nn.Module):
         """
         num_images, width = key_value.shape[0], hidden.shape[-1]
         key, value = key_value.chunk(2, dim=-1)
-        context = F.scaled_dot_product_attention(
+        context = functional.scaled_dot_product_attention(
             split_heads(self.query(hidden).reshape(num_images, -1, width), self.num_heads),
             split_heads(key, self.num_heads),
             split_heads(value, self.num_heads),
@@ -125,7 +126,7 @@ class KeyValueCache:
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
     """View (B, L, W) as (B, H, L, W/H)."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return tokens.reshape(*tokens.shape[:2], num_heads, -1).transpose(1, 2)
 
 
 def join_heads(context: Tensor) -> Tensor:

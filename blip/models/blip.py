@@ -1,10 +1,10 @@
-"""BLIP: image encoder, text stacks and heads, in the parts that a task needs (Li et al. 2022, section 3.1)."""
+"""BLIP: image encoder, text stacks, heads, as a task needs them (Li et al. 2022, section 3.1)."""
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip import config
 from blip.batch import SpecialTokens
@@ -19,8 +19,8 @@ TEMPERATURE = 0.07
 class Blip(nn.Module):
     """A BLIP model.
 
-    `captioning` has the text decoder; `retrieval` the text encoder, the projections and the matching head;
-    `pretrain` both, which then share everything but self-attention (BLIP.md 1.4).
+    `captioning` has the text decoder; `retrieval` the text encoder, the projections and the
+    matching head; `pretrain` both, which then share everything but self-attention (BLIP.md 1.4).
 
     Args:
         config: Sizes.
@@ -89,7 +89,7 @@ class Blip(nn.Module):
 
     def embed_image(self, image_tokens: Tensor) -> Tensor:
         """Give the (B, E) unit vectors of images from their (B, N, D) tokens (only CLS is read)."""
-        return F.normalize(self.image_projection(image_tokens[:, 0]), dim=-1)
+        return functional.normalize(self.image_projection(image_tokens[:, 0]), dim=-1)
 
     def encode_text(self, token_ids: Tensor, mask: Tensor, pooled: bool = False) -> Tensor:
         """Encode texts without an image.
@@ -106,12 +106,13 @@ class Blip(nn.Module):
 
     def embed_text(self, hidden: Tensor) -> Tensor:
         """Give the (B, E) unit vectors of texts from what `encode_text` gave."""
-        return F.normalize(self.text_projection(hidden[:, 0]), dim=-1)
+        return functional.normalize(self.text_projection(hidden[:, 0]), dim=-1)
 
     def project_images(self, image_tokens: Tensor) -> list[Tensor]:
-        """Give cross-attention keys and values (B, N, 2W) of every layer for (B, N, D) image tokens.
+        """Give cross-attention keys and values (B, N, 2W) of every layer for (B, N, D) tokens.
 
-        They serve `encode_pairs`, `match` and `decode`: in `pretrain`, encoder and decoder share them.
+        They serve `encode_pairs`, `match` and `decode`: in `pretrain`, encoder and decoder share
+        them.
         """
         stack = self.text_decoder if self.parts == "captioning" else self.text_encoder
         return stack.project_images(image_tokens)
@@ -130,8 +131,8 @@ class Blip(nn.Module):
             token_ids: (P, L) `[CLS] ... [SEP]` and padding; position 0 is read as `[ENC]`.
             mask: (P, L), nonzero at tokens.
             image_kv: `project_images` of B images.
-            image_index: (P,) int64, the image of each text; `None` where P is a multiple of B and the texts of
-                an image stand together.
+            image_index: (P,) int64, the image of each text; `None` where P is a multiple of B and
+                the texts of an image stand together.
             pooled: Only position 0 of the last layer is wanted, as by `match`.
 
         Returns:

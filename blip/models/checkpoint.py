@@ -52,12 +52,13 @@ def load_model(
     Args:
         path: The folder.
         parts: Take only these parts of a pre-trained model; `None` takes what is there.
-        image_size: Side of the images the model shall read; the position embedding is resampled to it.
+        image_size: Side of the images the model shall read; the position embedding is resampled to
+            it.
         device: Where to put it.
 
     Raises:
-        CheckpointError: A file is missing or damaged, the parts are not there, or a tensor is missing,
-            unexpected or of another shape; the tensors are named.
+        CheckpointError: A file is missing or damaged, the parts are not there, or a tensor is
+            missing, unexpected or of another shape; the tensors are named.
     """
     stored = _build(path / CONFIG, _read_config(path / CONFIG))
     names = _shared_names(stored)
@@ -66,7 +67,8 @@ def load_model(
     parts = parts or stored.parts
     if parts != stored.parts and stored.parts != "pretrain":
         raise CheckpointError(
-            f"{path}: holds the parts {stored.parts!r}, not {parts!r}: start from a pre-trained model"
+            f"{path}: holds the parts {stored.parts!r}, not {parts!r}: "
+            "start from a pre-trained model"
         )
     with torch.device("meta"):
         model = Blip(

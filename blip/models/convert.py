@@ -109,5 +109,7 @@ def from_official(model: Blip, tensors: Mapping[str, Tensor], source: str) -> di
     missing = sorted(t for names in wanted.values() for t in names if t not in tensors)
     if missing:
         raise CheckpointError(f"{source}: missing {', '.join(missing)}")
-    return {ours: torch.cat([tensors[t] for t in names]) if len(names) > 1 else tensors[names[0]]
-            for ours, names in wanted.items()}
+    return {
+        ours: torch.cat([tensors[t] for t in names]) if len(names) > 1 else tensors[names[0]]
+        for ours, names in wanted.items()
+    }

@@ -1,7 +1,8 @@
-"""Writing captions: greedy, beam search and nucleus sampling, by the reference's rules (BLIP.md 3, 5.2).
+"""Writing captions: greedy, beam search, nucleus sampling; the reference's rules (BLIP.md 3, 5.2).
 
-Lengths count the prompt. The keys and values of an image are projected once and read by all of its beams; those of
-the text are cached. An image whose captions are done leaves the batch, and none sees the others.
+Lengths count the prompt. The keys and values of an image are projected once and read by all of its
+beams; those of the text are cached. An image whose captions are done leaves the batch, and none
+sees the others.
 """
 
 from collections.abc import Sequence
@@ -28,16 +29,18 @@ def generate(
     Args:
         model: A model with a text decoder, in evaluation mode.
         image_tokens: (B, N, D) from `encode_image`.
-        prompt_ids: What every caption begins with: `[CLS]` or `[DEC]`, then the prompt's words, no `[SEP]`.
+        prompt_ids: What every caption begins with: `[CLS]` or `[DEC]`, then the prompt's words, no
+            `[SEP]`.
         decoding: Method and limits.
-        generators: One of the host for each image, for `nucleus`: a caption depends on its own generator alone.
+        generators: One of the host for each image, for `nucleus`: a caption depends on its own
+            generator alone.
 
     Returns:
         Ids of each caption, without prompt, `[SEP]` and padding.
 
     Raises:
-        ValueError: The prompt has no first token or fills `max_length`, the model cannot hold `max_length`, or
-            there is not one generator for each image.
+        ValueError: The prompt has no first token or fills `max_length`, the model cannot hold
+            `max_length`, or there is not one generator for each image.
     """
     _check(model, len(image_tokens), prompt_ids, decoding, generators)
     prompt = torch.tensor([prompt_ids], device=image_tokens.device)
@@ -69,9 +72,7 @@ def filtered(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]
     return probabilities / probabilities.sum(dim=1, keepdim=True), ids
 
 
-def processed(
-    scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep: int
-) -> Tensor:
+def processed(scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep: int) -> Tensor:
     """Discourage repeats and forbid an early end.
 
     Args:
@@ -105,7 +106,8 @@ def _sample(
     token_ids = prompt.expand(len(image_tokens), -1)
     rows = torch.arange(len(image_tokens), device=prompt.device)
     captions: list[list[int]] = [[] for _ in image_tokens]
-    # All draws of an image at once, so that the state of its generator does not tell how long the caption was.
+    # All draws of an image at once, so that the state of its generator does not tell how long the
+    # caption was.
     draws = torch.zeros(len(image_tokens), decoding.max_length - start)
     if generators is not None:
         draws = torch.stack([torch.rand(draws.shape[1], generator=g) for g in generators])
@@ -137,7 +139,8 @@ def _sample(
 def _pick(probabilities: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
     """Invert the distribution: the first token whose cumulative probability exceeds the draw."""
     cumulative = probabilities.cumsum(dim=1)
-    # Rounding may leave the sum below the draw: the last kept token, not one of probability 0, is meant then.
+    # Rounding may leave the sum below the draw: the last kept token, not one of probability 0, is
+    # meant then.
     last = (probabilities > 0).sum(dim=1, keepdim=True) - 1
     place = torch.searchsorted(cumulative, draws[:, None], right=True)
     return ids.gather(1, torch.minimum(place, last)).squeeze(1)
@@ -183,8 +186,8 @@ def beam_search(
         decoding: Beams and limits.
 
     Returns:
-        For each image the best caption without prompt and `[SEP]`, and its score: the sum of log-probabilities over
-        the length, which counts the prompt and not `[SEP]`.
+        For each image the best caption without prompt and `[SEP]`, and its score: the sum of
+        log-probabilities over the length, which counts the prompt and not `[SEP]`.
     """
     start, num_beams = prompt.shape[1], decoding.num_beams
     image_kv = model.project_images(image_tokens)
@@ -245,8 +248,8 @@ def _advance(
         sep: The token that ends a caption.
 
     Returns:
-        Places in `images` of those that go on; and of these (R',) the row each new beam extends, (R',) its token,
-        (images', beams) its sum.
+        Places in `images` of those that go on; and of these (R',) the row each new beam extends,
+        (R',) its token, (images', beams) its sum.
     """
     num_beams, vocab_size, length = sums.shape[1], scores.shape[1], token_ids.shape[1]
     totals = (scores.view(len(images), num_beams, -1) + sums[:, :, None]).flatten(1)
@@ -292,15 +295,18 @@ def _check(
     special = model.special
     if not prompt_ids or prompt_ids[0] not in (special.cls, special.dec):
         raise ValueError(
-            f"the prompt must begin with [CLS] {special.cls} or [DEC] {special.dec}, got {prompt_ids[:1]}"
+            f"the prompt must begin with [CLS] {special.cls} or [DEC] {special.dec}, "
+            f"got {prompt_ids[:1]}"
         )
     if len(prompt_ids) >= decoding.max_length:
         raise ValueError(
-            f"max_length {decoding.max_length} counts the prompt, whose {len(prompt_ids)} tokens leave no room"
+            f"max_length {decoding.max_length} counts the prompt, "
+            f"whose {len(prompt_ids)} tokens leave no room"
         )
     if decoding.max_length > model.config.text.max_positions:
         raise ValueError(
-            f"max_length {decoding.max_length} is beyond the model's {model.config.text.max_positions} positions"
+            f"max_length {decoding.max_length} is beyond the model's "
+            f"{model.config.text.max_positions} positions"
         )
     if decoding.method == "nucleus" and len(generators or ()) != num_images:
         raise ValueError(f"nucleus sampling of {num_images} images needs as many generators")

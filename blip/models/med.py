@@ -1,14 +1,14 @@
 """The mixture of encoder and decoder (MED): one text transformer in three roles (BLIP.md 1.3).
 
-It reads text alone (text encoder), text with an image (image-grounded encoder), or text with an image and no look
-ahead (decoder). The roles differ in the arguments of one forward pass.
+It reads text alone (text encoder), text with an image (image-grounded encoder), or text with an
+image and no look ahead (decoder). The roles differ in the arguments of one forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip import config
 from blip.models.attention import CrossAttention, KeyValueCache, SelfAttention
@@ -17,15 +17,18 @@ NORM_EPS = 1e-12
 
 
 class TextTransformer(nn.Module):
-    """A post-norm BERT with a cross-attention in every layer, which is skipped where there is no image.
+    """A post-norm BERT with a cross-attention in every layer, skipped where there is no image.
 
     Args:
         text: Sizes.
         vocab_size: Token ids, special tokens included.
         memory_width: Width of the image tokens.
-        share: Another stack whose everything but self-attention this one uses, as parameters in common
-            (BLIP.md 1.4).
+        share: Another stack whose everything but self-attention this one uses, as parameters in
+            common (BLIP.md 1.4).
     """
+
+    embeddings: "TextEmbeddings"
+    layers: nn.ModuleList
 
     def __init__(
         self,
@@ -35,8 +38,10 @@ class TextTransformer(nn.Module):
         share: "TextTransformer | None" = None,
     ) -> None:
         super().__init__()
-        shared: Sequence[nn.Module | None] = share.layers if share else [None] * text.num_layers
-        self.embeddings = share.embeddings if share else TextEmbeddings(text, vocab_size)
+        shared: Iterable[nn.Module | None] = [None] * text.num_layers
+        if share is not None:
+            shared = share.layers
+        self.embeddings = TextEmbeddings(text, vocab_size) if share is None else share.embeddings
         self.layers = nn.ModuleList(TextLayer(text, memory_width, layer) for layer in shared)
 
     def forward(
@@ -53,10 +58,11 @@ class TextTransformer(nn.Module):
 
         Args:
             token_ids: (P, L) int64.
-            mask: (P, L), nonzero at tokens; `None` where no padding is in the way (a decoder pads on the right).
+            mask: (P, L), nonzero at tokens; `None` where no padding is in the way (a decoder pads
+                on the right).
             image_kv: What `project_images` gave for B images; `None` skips the cross-attention.
-            image_index: (P,) the image of each text. `None`: P is a multiple of B, the texts of an image
-                stand together.
+            image_index: (P,) the image of each text. `None`: P is a multiple of B, the texts of an
+                image stand together.
             causal: Decode: no token sees a later one.
             pooled: Compute the last layer for the first token alone; (P, 1, W) comes back.
             cache: Of the tokens before these, when decoding step by step.
@@ -83,12 +89,13 @@ class TextTransformer(nn.Module):
         return hidden
 
     def project_images(self, image_tokens: Tensor) -> list[Tensor]:
-        """Give the cross-attention's keys and values (B, N, 2W) of every layer for (B, N, D) image tokens.
+        """Give keys and values (B, N, 2W) of every layer's cross-attention for (B, N, D) tokens.
 
-        They depend on the image and the layer only: computed once, they serve every text, every negative and
-        every decoding step.
+        They depend on the image and the layer only: computed once, they serve every text, every
+        negative and every decoding step.
         """
-        return [layer.cross_attention.key_value(image_tokens) for layer in self.layers]
+        layers = (layer for layer in self.layers if isinstance(layer, TextLayer))
+        return [layer.cross_attention.key_value(image_tokens) for layer in layers]
 
 
 class TextEmbeddings(nn.Module):
@@ -113,10 +120,16 @@ class TextEmbeddings(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """Self-attention, cross-attention where there is an image, feed-forward; each with residual, then norm."""
+    """Self-attention, cross-attention if there is an image, MLP: each with residual, then norm."""
+
+    cross_attention: CrossAttention
+    cross_norm: nn.LayerNorm
+    mlp_up: nn.Linear
+    mlp_down: nn.Linear
+    mlp_norm: nn.LayerNorm
 
     def __init__(
-        self, text: config.Text, memory_width: int, share: "nn.Module | None" = None
+        self, text: config.Text, memory_width: int, share: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(text.width, text.num_heads, text.dropout)
@@ -150,7 +163,7 @@ class TextLayer(nn.Module):
         if key_value is not None:
             seen = self.cross_attention(hidden, key_value)
             hidden = self.cross_norm(hidden + self.dropout(seen))
-        expanded = self.mlp_down(F.gelu(self.mlp_up(hidden)))
+        expanded = self.mlp_down(functional.gelu(self.mlp_up(hidden)))
         return self.mlp_norm(hidden + self.dropout(expanded))
 
 
@@ -184,4 +197,6 @@ class LanguageHead(nn.Module):
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Map (..., W) hidden states and the (V, W) word embedding to (..., V) logits."""
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), words, self.bias)
+        return functional.linear(
+            self.norm(functional.gelu(self.transform(hidden))), words, self.bias
+        )

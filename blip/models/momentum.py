@@ -1,10 +1,10 @@
-"""The momentum twin and the queue of its features, which give contrast more and steadier candidates (BLIP.md 2.1)."""
+"""The momentum twin and the queue of its features: candidates for contrast (BLIP.md 2.1)."""
 
 import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip import distributed
 from blip.models.blip import Blip
@@ -32,32 +32,29 @@ class MomentumTwin(nn.Module):
     @torch.no_grad()
     def update(self, model: Blip) -> None:
         """Move every parameter towards the model's; before use, in every step."""
-        followers = [
-            p for name, _ in self.named_children() for p in self.get_submodule(name).parameters()
-        ]
-        leaders = [
-            p for name, _ in self.named_children() for p in model.get_submodule(name).parameters()
-        ]
+        names = [name for name, _ in self.named_children()]
+        followers: list[Tensor] = [p for n in names for p in self.get_submodule(n).parameters()]
+        leaders: list[Tensor] = [p for n in names for p in model.get_submodule(n).parameters()]
         torch._foreach_lerp_(followers, leaders, 1.0 - self.momentum)
 
     @torch.no_grad()
     def embed_image(self, images: Tensor) -> Tensor:
         """Give (B, E) unit vectors of (B, 3, S, S) images."""
         cls = self.vision(images, pooled=True)[:, 0]
-        return F.normalize(self.image_projection(cls), dim=-1)
+        return functional.normalize(self.image_projection(cls), dim=-1)
 
     @torch.no_grad()
     def embed_text(self, token_ids: Tensor, mask: Tensor) -> Tensor:
         """Give (B, E) unit vectors of (B, L) texts."""
         first = self.text_encoder(token_ids, mask, pooled=True)[:, 0]
-        return F.normalize(self.text_projection(first), dim=-1)
+        return functional.normalize(self.text_projection(first), dim=-1)
 
 
 class FeatureQueue(nn.Module):
     """A ring of the last momentum features of all processes, with the ids of their images.
 
-    It begins as unit Gaussian noise with the id `NO_IMAGE`. Any batch fits any ring: writing wraps around, and of a
-    batch larger than the ring its end is kept.
+    It begins as unit Gaussian noise with the id `NO_IMAGE`. Any batch fits any ring: writing wraps
+    around, and of a batch larger than the ring its end is kept.
 
     Args:
         embed_size: E.
@@ -72,14 +69,14 @@ class FeatureQueue(nn.Module):
     def __init__(self, embed_size: int, size: int) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("images", F.normalize(torch.randn(size, embed_size), dim=-1))
-        self.register_buffer("texts", F.normalize(torch.randn(size, embed_size), dim=-1))
+        self.register_buffer("images", functional.normalize(torch.randn(size, embed_size), dim=-1))
+        self.register_buffer("texts", functional.normalize(torch.randn(size, embed_size), dim=-1))
         self.register_buffer("image_ids", torch.full((size,), NO_IMAGE))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def enqueue(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> None:
-        """Write the (B, E) features and (B,) image ids of every process, in rank order, over the oldest."""
+        """Write (B, E) features and (B,) image ids of all processes, by rank, over the oldest."""
         written = [distributed.all_gather(rows) for rows in (images, texts, image_ids)]
         count = len(written[0])
         # The position stays on the device: to read it would make the host wait.

@@ -1,10 +1,10 @@
-"""The image encoder: a pre-norm vision transformer all of whose tokens are the output (BLIP.md 1.2)."""
+"""The image encoder: a pre-norm vision transformer whose tokens are all output (BLIP.md 1.2)."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from blip import config
@@ -45,7 +45,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(vision.width, eps=NORM_EPS)
 
     def initialise(self, std: float) -> None:
-        """Draw new weights: truncated normal, biases 0; the patch projection keeps torch's default."""
+        """Draw weights: truncated normal, biases 0; the patch projection keeps torch's default."""
         nn.init.trunc_normal_(self.cls_token, std=std)
         nn.init.trunc_normal_(self.position_embedding, std=std)
         for module in self.blocks.modules():
@@ -69,7 +69,7 @@ class VisionTransformer(nn.Module):
         if images.shape[-2:] != (self.image_size, self.image_size):
             height, width = images.shape[-2:]
             raise ValueError(
-                f"images of {height} x {width} pixels for a model of {self.image_size} x {self.image_size}"
+                f"images of {height} x {width} pixels for a model of side {self.image_size}"
             )
         tokens = self.embed(images)
         first_checkpointed = len(self.blocks) - self.checkpoint_layers
@@ -107,7 +107,7 @@ class VisionBlock(nn.Module):
         """Map (B, N, D) to (B, N, D), or to (B, 1, D) of the first token if `pooled`."""
         attended = self.attention(self.attention_norm(tokens), pooled=pooled)
         tokens = (tokens[:, :1] if pooled else tokens) + self._drop_path(attended)
-        expanded = self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(tokens))))
+        expanded = self.mlp_down(functional.gelu(self.mlp_up(self.mlp_norm(tokens))))
         return tokens + self._drop_path(expanded)
 
     def _drop_path(self, branch: Tensor) -> Tensor:
@@ -131,6 +131,6 @@ def resize_position_embedding(embedding: Tensor, num_tokens: int) -> Tensor:
     if embedding.shape[1] == num_tokens:
         return embedding
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(num_tokens - 1)
-    grid = embedding[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    grid = embedding[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([embedding[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

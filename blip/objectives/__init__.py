@@ -24,8 +24,8 @@ class Losses:
 
     Attributes:
         total: Scalar to call `backward` on.
-        metrics: Detached scalars by name: the losses and what tells how training goes. Reading one makes the
-            host wait for the device, so do it at logging steps only.
+        metrics: Detached scalars by name: the losses and what tells how training goes. Reading one
+            makes the host wait for the device, so do it at logging steps only.
     """
 
     total: Tensor

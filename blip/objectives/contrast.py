@@ -1,4 +1,4 @@
-"""ITC with its memory: momentum twin, queue, soft targets; what pre-training and retrieval have in common."""
+"""ITC with momentum twin, queue and soft targets, as pre-training and retrieval have it."""
 
 from typing import NamedTuple
 
@@ -22,8 +22,10 @@ class Contrasted(NamedTuple):
         loss: ITC, a scalar.
         image_embed: (B, E) unit vectors.
         text_embed: (B, E) unit vectors.
-        image_logits: (B, B + Q) detached similarities of images with the twin's texts, over the temperature.
-        text_logits: (B, B + Q) detached similarities of texts with the twin's images, over the temperature.
+        image_logits: (B, B + Q) detached similarities of images with the twin's texts, over the
+            temperature.
+        text_logits: (B, B + Q) detached similarities of texts with the twin's images, over the
+            temperature.
         metrics: Detached scalars.
     """
 
@@ -36,13 +38,13 @@ class Contrasted(NamedTuple):
 
 
 class MomentumContrast(nn.Module):
-    """Contrast a batch with the twin's features of it and of earlier batches (BLIP.md 2.1, steps 1 to 6).
+    """Contrast a batch with the twin's features of it and of those before (BLIP.md 2.1, steps 1-6).
 
     Args:
         model: The model to follow.
         settings: Momentum, queue, soft targets.
-        by_image: All pairs of one image are right (BLIP.md 5.1), in the batch and in the queue; else only the
-            pair itself is.
+        by_image: All pairs of one image are right (BLIP.md 5.1), in the batch and in the queue;
+            else only the pair itself is.
     """
 
     def __init__(self, model: Blip, settings: config.Contrast, by_image: bool) -> None:
@@ -55,7 +57,7 @@ class MomentumContrast(nn.Module):
     def forward(
         self, model: Blip, batch: Batch, image_tokens: Tensor, position: Position
     ) -> Contrasted:
-        """Clamp the temperature, update the twin, contrast, enqueue; `image_tokens` are the batch's (B, N, D)."""
+        """Clamp the temperature, update the twin, contrast the (B, N, D) tokens, enqueue."""
         with torch.no_grad():
             model.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         self.twin.update(model)
@@ -102,7 +104,7 @@ class MomentumContrast(nn.Module):
 
 
 def ramped_alpha(settings: config.Contrast, position: Position) -> float:
-    """Give the weight of the soft targets at a step: linear from 0 over `alpha_ramp_epochs`, then constant."""
+    """Give the weight of the soft targets at a step: from 0 over `alpha_ramp_epochs`, linearly."""
     ramp_steps = settings.alpha_ramp_epochs * position.steps_per_epoch
     return settings.alpha * (min(1.0, position.step / ramp_steps) if ramp_steps else 1.0)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained model: the captioner (LM) and the retrieval model, which is CapFilt's filter (ITC + ITM)."""
+"""Fine-tuning: the captioner (LM) and the retrieval model, CapFilt's filter (ITC + ITM)."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ class CaptioningObjective(nn.Module):
     Args:
         model: A model with a text decoder.
         label_smoothing: Weight of the uniform distribution over the vocabulary.
-        prompt_length: Tokens of the prompt, the first token of the text included; they are given, not learned.
+        prompt_length: Tokens of the prompt, the first token of the text included; they are given,
+            not learned.
     """
 
     def __init__(self, model: Blip, label_smoothing: float, prompt_length: int) -> None:
@@ -74,8 +75,8 @@ class RetrievalObjective(nn.Module):
         Args:
             batch: B pairs.
             position: Where in the run.
-            negatives: Instead of drawn ones, to repeat a recorded step; indices into the batches of all processes
-                if `negative_all_rank`.
+            negatives: Instead of drawn ones, to repeat a recorded step; indices into the batches of
+                all processes if `negative_all_rank`.
         """
         image_tokens = self.model.encode_image(batch.images)
         contrasted = self.contrast(self.model, batch, image_tokens, position)
@@ -103,7 +104,7 @@ class RetrievalObjective(nn.Module):
         )
 
     def _match(self, batch: Batch, image_tokens: Tensor, negatives: Negatives) -> Tensor:
-        """Give (3B, 2) logits of own pairs, texts with negative images, images with negative texts."""
+        """Give (3B, 2) logits of own pairs, texts with wrong images, images with wrong texts."""
         own = torch.arange(len(batch), device=batch.images.device)
         wrong_images, wrong_texts = negatives.images.clamp(min=0), negatives.texts.clamp(min=0)
         token_ids, mask = batch.token_ids, batch.attention_mask

@@ -1,8 +1,8 @@
-"""Image-text contrast (ITC): pairs that belong together shall be nearest, in both directions (BLIP.md 2.1, ALBEF eq. 6)."""
+"""Image-text contrast (ITC): what belongs together shall be nearest (BLIP.md 2.1, ALBEF eq. 6)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def itc_loss(
@@ -16,13 +16,13 @@ def itc_loss(
         image_targets: (B, C) distribution over the texts of each image.
         text_targets: (B, C) distribution over the images of each text.
     """
-    image_loss = F.cross_entropy(image_logits, image_targets)
-    text_loss = F.cross_entropy(text_logits, text_targets)
+    image_loss = functional.cross_entropy(image_logits, image_targets)
+    text_loss = functional.cross_entropy(text_logits, text_targets)
     return (image_loss + text_loss) / 2
 
 
 def soft_targets(momentum_logits: Tensor, hard: Tensor, alpha: float) -> Tensor:
-    """Mix what the momentum twin believes into the hard targets: a caption may also fit another image.
+    """Mix the momentum twin's belief into the hard targets: a caption may fit another image too.
 
     Args:
         momentum_logits: (B, C) the twin's similarities over the temperature.

@@ -1,10 +1,10 @@
-"""Image-text matching (ITM): tell a pair that belongs together from hard negatives (BLIP.md 2.1 step 7)."""
+"""Image-text matching (ITM): tell true pairs from hard negatives (BLIP.md 2.1, step 7)."""
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 NONE = -1
 IGNORED = -100
@@ -26,14 +26,15 @@ def itm_loss(logits: Tensor, negatives: Negatives) -> tuple[Tensor, Tensor]:
     """Give the cross-entropy over matching pairs and negatives, and the accuracy.
 
     Args:
-        logits: (3B, 2) of B matching pairs, of B texts with negative images, of B images with negative texts.
+        logits: (3B, 2) of B matching pairs, of B texts with negative images, of B images with
+            negative texts.
         negatives: What was drawn; rows without a negative do not count.
     """
     wrong = torch.cat([negatives.images, negatives.texts])
     labels = torch.cat([torch.ones_like(negatives.images), (wrong == NONE) * IGNORED])
     counted = labels != IGNORED
     hits = (logits.detach().argmax(dim=1) == labels) & counted
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED)
+    loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED)
     return loss, hits.sum() / counted.sum()
 
 
@@ -60,6 +61,7 @@ def draw_negatives(image_weights: Tensor, text_weights: Tensor) -> Negatives:
 
 def _draw(weights: Tensor) -> Tensor:
     possible = weights.sum(dim=1) > 0
-    # A row without a candidate (a batch of a single image) would be refused: draw anything, then say so.
+    # A row without a candidate (a batch of a single image) would be refused: draw anything, then
+    # say so.
     drawn = torch.multinomial(torch.where(possible[:, None], weights, 1.0), 1).squeeze(1)
     return torch.where(possible, drawn, NONE)

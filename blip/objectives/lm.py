@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def lm_loss(
@@ -28,4 +28,6 @@ def lm_loss(
     places = torch.arange(1, token_ids.shape[1], device=token_ids.device)
     counted = mask[:, 1:].bool() & (places >= prompt_length)
     logits = predict(hidden[counted])
-    return F.cross_entropy(logits, token_ids[:, 1:][counted], label_smoothing=label_smoothing)
+    return functional.cross_entropy(
+        logits, token_ids[:, 1:][counted], label_smoothing=label_smoothing
+    )

@@ -1,4 +1,4 @@
-"""Pre-training: contrast, matching and captioning of one batch, with one pass of the image encoder (BLIP.md 2.1)."""
+"""Pre-training: contrast, matching, captioning in one pass of the image encoder (BLIP.md 2.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ NEGATIVE_FLOOR = 1e-4
 
 
 class PretrainObjective(nn.Module):
-    """ITC + ITM + LM with equal weights: the module that is trained, checkpointed and wrapped for many processes.
+    """ITC + ITM + LM with equal weights: the module that is trained, checkpointed and wrapped.
 
     Args:
         model: A model with the parts `pretrain`; its temperature is set to the configured start.
@@ -47,7 +47,8 @@ class PretrainObjective(nn.Module):
         model = self.model
         image_tokens = model.encode_image(batch.images)
         contrasted = self.contrast(model, batch, image_tokens, position)
-        # The decoder shares the encoder's cross-attention: one projection serves matching and captioning.
+        # The decoder shares the encoder's cross-attention: one projection serves matching and
+        # captioning.
         image_kv = model.project_images(image_tokens)
         if negatives is None:
             negatives = self._draw(contrasted, batch, position)
@@ -61,8 +62,8 @@ class PretrainObjective(nn.Module):
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:
         """Draw negatives inside the process, by similarity with the twin's features of the batch.
 
-        The reference rules out only the pair itself, so that another caption of the same image may be called
-        wrong; here no pair of the same image is a negative.
+        The reference rules out only the pair itself, so that another caption of the same image may
+        be called wrong; here no pair of the same image is a negative.
         """
         same = batch.image_ids[:, None] == batch.image_ids[None, :]
         uniform = position.step < self.settings.uniform_negatives
@@ -76,7 +77,7 @@ class PretrainObjective(nn.Module):
 def _match(
     model: Blip, batch: Batch, image_kv: list[Tensor], negatives: Negatives
 ) -> tuple[Tensor, Tensor]:
-    """Give ITM loss and accuracy over own pairs, texts with negative images, images with negative texts."""
+    """Give ITM loss and accuracy of own pairs, texts with wrong images, images with wrong texts."""
     own = torch.arange(len(batch), device=batch.images.device)
     texts = torch.cat([own, own, negatives.texts.clamp(min=0)])
     images = torch.cat([own, negatives.images.clamp(min=0), own])

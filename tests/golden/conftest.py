@@ -1,4 +1,4 @@
-"""Reference outputs (the shared folder's golden/README.md) and the tiny models that they belong to."""
+"""Reference outputs (golden/README.md of the shared folder) and the models they belong to."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator

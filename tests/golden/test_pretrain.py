@@ -1,4 +1,4 @@
-"""A step and three steps of pre-training against the reference's: losses, gradients, twin, queue, weights."""
+"""One and three steps of pre-training against the reference's: losses, gradients, state."""
 
 import json
 
@@ -150,7 +150,8 @@ def recorded_step(step, number):
 def erase_key_biases(model, twin, after):
     """Set them to 0 on both sides.
 
-    Softmax does not see a bias of the keys: its gradient is rounding noise, whose sign is all that Adam keeps.
+    Softmax does not see a bias of the keys: its gradient is rounding noise, whose sign is all that
+    Adam keeps.
     """
     for module in (model, twin):
         for name, parameter in module.named_parameters():

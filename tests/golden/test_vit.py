@@ -58,4 +58,6 @@ def test_other_sizes_resample_the_positions(vit, size):
     positions = reference[f"out/pos_embed_{size}"]
     torch.testing.assert_close(model.position_embedding.data, positions, atol=TOLERANCE, rtol=0)
     output = model(reference[f"in/pixel_values_{size}"])
-    torch.testing.assert_close(output, reference[f"out/image_embeds_{size}"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        output, reference[f"out/image_embeds_{size}"], atol=TOLERANCE, rtol=0
+    )
