@@ -123,9 +123,7 @@ def _jitter(x: int, y: int, n: int, dice: Dice) -> tuple[int, int]:
     return x + dice.around(n), y + dice.around(n)
 
 
-def _stamp(
-    canvas: Integers, group: Group, length: int, colour: Integers, x: int, y: int
-) -> None:
+def _stamp(canvas: Integers, group: Group, length: int, colour: Integers, x: int, y: int) -> None:
     """Blend one shape and its shadow into the canvas, cut at the border."""
     coverage, shade, gloss = _sprite(group.shape, group.texture, length)
     paint = colour * shade[..., None] // 256
@@ -153,7 +151,9 @@ def _blend(canvas: Integers, alpha: Integers, paint: Integers, left: int, top: i
 def _sprite(shape: str, texture: str, length: int) -> tuple[Integers, Integers, Integers]:
     """Give a shape's coverage (0..255), its shade (256 = as is) and its gloss (256 = white), all (H, W)."""
     half = length // 2 + 1
-    points = np.arange(-8 * half + 1, 8 * half, 2, dtype=np.int32)  # four samples a pixel and axis, in 1/8 pixels
+    points = np.arange(
+        -8 * half + 1, 8 * half, 2, dtype=np.int32
+    )  # four samples a pixel and axis, in 1/8 pixels
     x, y = np.meshgrid(points, points)
     inside = _inside(shape, x, y, 4 * length)
     size = 2 * half
@@ -170,7 +170,9 @@ def _sprite(shape: str, texture: str, length: int) -> tuple[Integers, Integers, 
     return coverage, shade, gloss
 
 
-def _inside(shape: str, x: Integers, y: Integers, radius: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _inside(
+    shape: str, x: Integers, y: Integers, radius: int
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Tell which points lie in a shape that spans [-radius, radius]."""
     ax, ay = abs(x), abs(y)
     match shape:

@@ -38,7 +38,11 @@ PATTERN_WORDS = {
     "checked": ("checked", "chequered"),
 }
 BACKGROUND_NOUNS = ("background", "backdrop", "ground", "wall")
-COUNT_WORDS: dict[int, tuple[str, ...]] = {1: ("one", "a single"), 2: ("two", "a pair of"), 3: ("three", "a trio of")}
+COUNT_WORDS: dict[int, tuple[str, ...]] = {
+    1: ("one", "a single"),
+    2: ("two", "a pair of"),
+    3: ("three", "a trio of"),
+}
 RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
     "left": ("to the left of", "left of", "on the left of"),
     "right": ("to the right of", "right of", "on the right of"),
@@ -58,7 +62,11 @@ def describe(scene: Scene, dice: Dice) -> str:
     """Say what a person would of a scene: true, in varied phrasing, seldom everything."""
     if dice.chance(0.5):
         scene = scene.turned()
-    text = _human_one(scene, dice) if scene.relation is None else _human_two(scene, scene.relation, dice)
+    text = (
+        _human_one(scene, dice)
+        if scene.relation is None
+        else _human_two(scene, scene.relation, dice)
+    )
     if dice.chance(0.2 if scene.relation else 0.5):
         text += f" {dice.pick(('on', 'against'))} a {_background(scene, dice)}"
     return text
@@ -80,7 +88,17 @@ def alt_text(scene: Scene, dice: Dice) -> str:
     if dice.chance(0.3):
         text = f"{dice.pick(('photo of', 'image of', 'stock photo :', 'drawing of', 'print of', 'design :'))} {text}"
     if dice.chance(0.3):
-        text += dice.pick((" stock image", " free download", " wall art", " clip art", " - poster", " | home", ", new"))
+        text += dice.pick(
+            (
+                " stock image",
+                " free download",
+                " wall art",
+                " clip art",
+                " - poster",
+                " | home",
+                ", new",
+            )
+        )
     return text.title() if dice.chance(0.15) else text
 
 
@@ -197,7 +215,12 @@ def _meanings(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {word: meaning for meaning, synonyms in words.items() for word in synonyms}
 
 
-_SHAPE_OF = {word: (shape, i) for shape, nouns in NOUNS.items() for noun in nouns for i, word in enumerate(noun)}
+_SHAPE_OF = {
+    word: (shape, i)
+    for shape, nouns in NOUNS.items()
+    for noun in nouns
+    for i, word in enumerate(noun)
+}
 _COUNT_OF = {"a": 1, "an": 1, "one": 1, "single": 1, "two": 2, "pair": 2, "three": 3, "trio": 3}
 _RELATION_OF: dict[str, Relation] = {
     "left": "left", "right": "right", "above": "above", "over": "above", "top": "above",
@@ -205,11 +228,29 @@ _RELATION_OF: dict[str, Relation] = {
 }  # fmt: skip
 _ATTRIBUTE_OF = {
     word: (attribute, meaning)
-    for attribute, words in (("colour", COLOUR_WORDS), ("size", SIZE_WORDS), ("texture", TEXTURE_WORDS))
+    for attribute, words in (
+        ("colour", COLOUR_WORDS),
+        ("size", SIZE_WORDS),
+        ("texture", TEXTURE_WORDS),
+    )
     for word, meaning in _meanings(words).items()
 }
-_BACKGROUND_OF = _meanings(TONE_WORDS) | {w: f"pattern {p}" for w, p in _meanings(PATTERN_WORDS).items()}
-_OPEN = {*_COUNT_OF, *_ATTRIBUTE_OF, *_RELATION_OF, "of", "the", "and", "with", "is", "are", "its", "on"} - {"single"}
+_BACKGROUND_OF = _meanings(TONE_WORDS) | {
+    w: f"pattern {p}" for w, p in _meanings(PATTERN_WORDS).items()
+}
+_OPEN = {
+    *_COUNT_OF,
+    *_ATTRIBUTE_OF,
+    *_RELATION_OF,
+    "of",
+    "the",
+    "and",
+    "with",
+    "is",
+    "are",
+    "its",
+    "on",
+} - {"single"}
 
 
 def _read(text: str) -> _Reading:
@@ -246,7 +287,15 @@ def _human_one(scene: Scene, dice: Dice) -> str:
     group = scene.groups[0]
     phrase = _full(group, dice)
     there = "there is" if group.count == 1 else "there are"
-    starts: tuple[str, ...] = ("", "", f"{there} ", "a drawing of ", "we see ", "this shows ", f"{there} only ")
+    starts: tuple[str, ...] = (
+        "",
+        "",
+        f"{there} ",
+        "a drawing of ",
+        "we see ",
+        "this shows ",
+        f"{there} only ",
+    )
     return dice.pick(starts) + phrase
 
 

@@ -114,7 +114,9 @@ def draw_scene(dice: Dice) -> Scene:
     return Scene((first, second), dice.pick(RELATIONS), tone, pattern)
 
 
-def alter(scene: Scene, attribute: Literal["colour", "shape", "count", "relation"], dice: Dice) -> Scene:
+def alter(
+    scene: Scene, attribute: Literal["colour", "shape", "count", "relation"], dice: Dice
+) -> Scene:
     """Give the scene with one attribute (of one group, or the relation) changed to another value."""
     if attribute == "relation":
         return replace(scene, relation=_other(RELATIONS, scene.relation, dice))

@@ -26,7 +26,9 @@ TRIES = 1000
 KINDS = ("relation", "mismatch", "colour", "shape", "count", "boilerplate", "truncated")
 
 _SPLITS = ("web", "human", "test")
-_SCENE, _PICTURE, _TEXT, _KIND = range(4)  # what a draw is for: each image has a stream of its own for each
+_SCENE, _PICTURE, _TEXT, _KIND = range(
+    4
+)  # what a draw is for: each image has a stream of its own for each
 
 
 def draw_world(config: World, out: Path) -> None:
@@ -41,7 +43,9 @@ def draw_world(config: World, out: Path) -> None:
         ConfigError: The images are too small to show anything, or the web split too small for its noise.
     """
     if config.image_size < MIN_SIDE:
-        raise ConfigError(f"world.image_size is {config.image_size}: shapes need at least {MIN_SIDE}")
+        raise ConfigError(
+            f"world.image_size is {config.image_size}: shapes need at least {MIN_SIDE}"
+        )
     counts = {"web": config.web, "human": config.human, "test": config.test}
     progress = Progress("draw world", sum(counts.values()), "images")
     truths: list[Truth] = []
@@ -51,13 +55,20 @@ def draw_world(config: World, out: Path) -> None:
         _write_images(config, split, names, scenes, out / f"{split}.tar", progress)
         if split == "web":
             drawn = _alt_texts(config, scenes)
-            truths += [Truth(n, text, kind, s) for n, s, (text, kind) in zip(names, scenes, drawn, strict=True)]
+            truths += [
+                Truth(n, text, kind, s)
+                for n, s, (text, kind) in zip(names, scenes, drawn, strict=True)
+            ]
             _write_captions(out / "web.json", names, [text for text, _ in drawn])
             continue
         texts = [_descriptions(scene, config, split, i) for i, scene in enumerate(scenes)]
         _write_captions(out / f"{split}.json", names, texts)
         if split == "test":
-            truths += [Truth(n, t, "clean", s) for n, s, ts in zip(names, scenes, texts, strict=True) for t in ts]
+            truths += [
+                Truth(n, t, "clean", s)
+                for n, s, ts in zip(names, scenes, texts, strict=True)
+                for t in ts
+            ]
     write_truth(out / TRUTH, truths)
 
 
@@ -66,7 +77,12 @@ def _dice(config: World, split: str, image: int, purpose: int) -> Dice:
 
 
 def _write_images(
-    config: World, split: str, names: Sequence[str], scenes: Sequence[Scene], path: Path, progress: Progress
+    config: World,
+    split: str,
+    names: Sequence[str],
+    scenes: Sequence[Scene],
+    path: Path,
+    progress: Progress,
 ) -> None:
     with TarWriter(path) as tar:
         for i, (name, scene) in enumerate(zip(names, scenes, strict=True)):
@@ -127,9 +143,15 @@ def _alt_text(scene: Scene, kind: str, scenes: Sequence[Scene], dice: Dice) -> s
         case "boilerplate":
             return boilerplate(dice)
         case "truncated":
-            return _first(cut for cut in (truncate(alt_text(scene, dice), dice) for _ in range(TRIES)) if cut)
+            return _first(
+                cut for cut in (truncate(alt_text(scene, dice), dice) for _ in range(TRIES)) if cut
+            )
         case "mismatch":
-            return _first(t for t in _draws(lambda: alt_text(dice.pick(scenes), dice)) if not describes(scene, t))
+            return _first(
+                t
+                for t in _draws(lambda: alt_text(dice.pick(scenes), dice))
+                if not describes(scene, t)
+            )
     attribute = cast(Literal["colour", "shape", "count", "relation"], kind)
     draws = _draws(lambda: alt_text(alter(scene, attribute, dice), dice))
     return _first(text for text in draws if not judge(scene, text).get(attribute, True))
@@ -143,4 +165,6 @@ def _first(texts: Iterator[str]) -> str:
     """Give the first; noise that happens to be true of its scene was drawn again."""
     for text in texts:
         return text
-    raise ConfigError("world.web is too small for its noise: no text was found that is wrong of its image")
+    raise ConfigError(
+        "world.web is too small for its noise: no text was found that is wrong of its image"
+    )

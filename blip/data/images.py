@@ -1,0 +1,140 @@
+"""Images out of bytes and out of shards: nothing is decoded that is too large, or read that was changed."""
+
+import contextlib
+import io
+import os
+import struct
+import threading
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from blip.data.dataset import Shard
+from blip.errors import DataError
+from blip.files import digest_file
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+
+# What Pillow raises on malformed files, beside its own OSErrors.
+_MALFORMED = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
+
+
+class OversizedImageError(DataError):
+    """An image that holds more pixels than allowed; it was not decoded."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image says of itself before it is decoded."""
+
+    width: int  # pixels
+    height: int
+    extension: str
+
+
+def read_header(data: bytes, max_pixels: int) -> Header:
+    """Read format and size of an image without decoding it.
+
+    Raises:
+        OversizedImageError: It says that it holds more than `max_pixels` pixels.
+        DataError: The bytes are no image of a known format (`FORMATS`).
+    """
+    with _open(data, max_pixels) as image:
+        return Header(image.width, image.height, EXTENSIONS[str(image.format)])
+
+
+def decode_image(data: bytes, max_pixels: int) -> Tensor:
+    """Decode a whole image (of an animation the first frame): (3, H, W) uint8, RGB.
+
+    As in the reference, orientation tags are not followed and transparency is dropped.
+
+    Raises:
+        OversizedImageError: It holds more than `max_pixels` pixels.
+        DataError: The bytes are no image, or are cut short or damaged.
+    """
+    with _open(data, max_pixels) as image:
+        try:
+            pixels = _decode(image, data)
+        except _MALFORMED as error:
+            raise DataError(f"cannot be decoded: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+class ShardImages:
+    """The images of a shard, by their row in its records. Threads may share it."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._lock = threading.Lock()
+        self._places: list[tuple[int, int]] | None = None
+
+    def read(self, row: int) -> bytes:
+        """Read the bytes of an image; the first call verifies the whole shard.
+
+        Raises:
+            DataError: The shard is missing, or its content is not what the manifest says.
+        """
+        path = self._shard.images
+        offset, size = self._verified()[row]
+        # Opened for each read: a corpus has more shards than a process may hold files.
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            data = os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+        if len(data) != size:
+            raise DataError(f"{path}: was cut short while it was in use: make or fetch it again")
+        return data
+
+    def _verified(self) -> list[tuple[int, int]]:
+        """Give offset and size of each image, after the tar's digest was compared once."""
+        with self._lock:
+            if self._places is None:
+                path = self._shard.images
+                if digest_file(path) != self._shard.images_digest:
+                    raise DataError(
+                        f"{path}: its digest is not the manifest's: it was tampered with or cut short; "
+                        "make or fetch it again"
+                    )
+                rows = self._shard.read_records()
+                self._places = list(
+                    zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
+                )
+            return self._places
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image without decoding it."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images by a limit of its own; ours is `max_pixels`.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{len(data)} bytes are no image of a known format ({known})") from None
+    except Image.DecompressionBombError as error:
+        raise OversizedImageError(str(error)) from None
+    except _MALFORMED as error:
+        raise DataError(f"cannot be opened: {error}") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} x {image.height}"
+        raise OversizedImageError(f"{size} pixels are more than the {max_pixels} allowed")
+    return image
+
+
+def _decode(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """Give (H, W, 3)."""
+    if image.format == "JPEG" and image.mode in ("RGB", "L"):
+        # The same pixels as Pillow's in two thirds of the time. It refuses what libjpeg only warns of, such as
+        # stray bytes: then Pillow decides.
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(data, "RGB")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
