@@ -24,6 +24,7 @@ from blip.files import digest_json, lock, read_json, write_json, write_text
 from blip.integrations import versioning
 from blip.integrations.launch import Kind, open_launcher
 from blip.integrations.runner import Outcome, Run, default_slots, exit_code, plan, run_plan, stop_on_signal
+from blip.integrations.tracking import followed
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +154,11 @@ def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None
 
 @contextlib.contextmanager
 def following(experiment: Experiment) -> Iterator[None]:
-    """Carry the journals of the experiment's stages to MLflow while they run."""
-    yield
+    """Carry the journals of the experiment's stages to MLflow while they run, by the checkout's settings."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.chdir(experiment.checkout):
+            stack.enter_context(followed(experiment.checkout / "runs"))
+        yield
 
 
 def _describe(checkout: Path, name: str | None, preset: str | None, overrides: dict[str, Any]) -> Experiment:
@@ -162,10 +166,10 @@ def _describe(checkout: Path, name: str | None, preset: str | None, overrides: d
     if preset is not None and not path.is_file():
         known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise ConfigError(f"there is no preset {preset!r}; there are {known}")
-    own = preset is not None or bool(overrides) or name is not None
-    if not own:
+    if preset is None and name is None and not overrides:
         config = load_config(path)
         return Experiment(_name(config), config, checkout, checkout)
+    _head(checkout)
     if name is not None:
         overrides["name"] = name
     config = check_config(merge(read_yaml(path), overrides, path), path)
@@ -210,7 +214,7 @@ def _set_up(experiment: Experiment) -> None:
             _git(checkout, "worktree", "prune")
             _git(checkout, "worktree", "add", "--quiet", "--detach", str(workspace), base["head"])
         experiment.state.unlink(missing_ok=True)
-        _warn_untracked(checkout)
+        _warn_untracked(checkout, base["tree"])
         _git(workspace, "checkout", "--quiet", "--force", "--detach", base["head"])
         _git(workspace, "read-tree", "--reset", "-u", base["tree"])
         _link_shared(checkout, workspace)
@@ -241,7 +245,8 @@ def _save(experiment: Experiment) -> None:
     state = read_json(experiment.state)
     tree = _snapshot(experiment.workspace)
     if state.get("saved") != tree:
-        versioning.save_experiment(experiment.name)
+        reports = [path for path in _reports(experiment.workspace) if (experiment.workspace / path).exists()]
+        versioning.save_experiment(experiment.name, reports)
         write_json(experiment.state, {**state, "saved": tree})
         log.info("saved as DVC experiment %s (dvc exp show)", experiment.name)
 
@@ -257,18 +262,28 @@ def _head(checkout: Path) -> str:
 
 
 def _snapshot(working_tree: Path) -> str:
-    """Give the git tree of all tracked files as they are now, committed or not, and leave the index alone."""
+    """Give the git tree of the tracked files and the recorded results as they are now, and leave the index alone."""
     index = Path(_git(working_tree, "rev-parse", "--path-format=absolute", "--git-path", "index"))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "index"
         copy.write_bytes(index.read_bytes())
         environment = {"GIT_INDEX_FILE": str(copy)}
         _git(working_tree, "add", "--update", environment=environment)
+        results = [path for path in ("dvc.lock", *_reports(working_tree)) if (working_tree / path).exists()]
+        if results:
+            _git(working_tree, "add", "--force", "--", *results, environment=environment)
         return _git(working_tree, "write-tree", environment=environment)
 
 
-def _warn_untracked(checkout: Path) -> None:
-    untracked = _git(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
+def _reports(working_tree: Path) -> list[str]:
+    with contextlib.chdir(working_tree):
+        return [path for node in versioning.read_graph().values() for path in node.reports]
+
+
+def _warn_untracked(checkout: Path, tree: str) -> None:
+    carried = set(_git(checkout, "ls-tree", "-r", "--name-only", tree).splitlines())
+    others = _git(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
+    untracked = [path for path in others if path not in carried]
     if untracked:
         some = ", ".join(untracked[:5]) + (f" and {len(untracked) - 5} more" if len(untracked) > 5 else "")
         log.warning("not in the experiment, since git does not track them (git add them first): %s", some)

@@ -17,6 +17,7 @@ Say = Callable[[str], None]
 Kind = Literal["local", "kubernetes"]
 
 GRACE_SECONDS = 10.0
+TIMED_OUT = 124  # exit code, as of `timeout`
 
 
 class StageFailed(IntegrationError):
@@ -117,7 +118,7 @@ class LocalLauncher:
         if self._stopped:
             raise Stopped("was stopped")
         if timed_out:
-            raise StageFailed(f"took longer than its {timeout:g} s and was stopped", 124)
+            raise StageFailed(f"took longer than its {timeout:g} s and was stopped", TIMED_OUT)
         if child.returncode:
             said = f": {last[0]}" if last[0] else ""
             raise StageFailed(f"{_ending(child.returncode)}{said}", _exit_code(child.returncode))

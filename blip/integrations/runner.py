@@ -14,16 +14,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from blip.config import Config
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import digest_json, lock
 from blip.integrations import versioning
-from blip.integrations.launch import Launcher, StageFailed, Stopped
+from blip.integrations.launch import TIMED_OUT, Launcher, StageFailed, Stopped
 from blip.integrations.versioning import Node
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 State = Literal["cached", "restored", "ran", "failed", "skipped", "stopped"]
 GOOD: frozenset[State] = frozenset({"cached", "restored", "ran"})
 CLAIM_SECONDS = 0.5
+USER_ERROR = 2  # the exit code of an error that the same input would cause again
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Plan:
     nodes: Mapping[str, Node]
     fresh: frozenset[str]
     urgency: Mapping[str, float]
+
+    def split(self) -> tuple[list[Node], dict[str, Node]]:
+        """Give the nodes that are known to be up to date, and the rest by name, each in the graph's order."""
+        rest = {name: node for name, node in self.nodes.items() if name not in self.fresh}
+        return [node for node in self.nodes.values() if node.name in self.fresh], rest
 
 
 @dataclass
@@ -121,7 +127,7 @@ def _select(graph: Mapping[str, Node], targets: list[str]) -> dict[str, Node]:
         if not named:
             raise ConfigError(f"no stage or group of stages is called {target!r}; there are {', '.join(graph)}")
         wanted |= named
-    for name in reversed(graph):
+    for name in reversed(list(graph)):
         if name in wanted:
             wanted.update(graph[name].upstream)
     return {name: node for name, node in graph.items() if name in wanted}
@@ -207,42 +213,32 @@ def _claim(run: Run, key: str) -> Iterator[bool]:
 
 
 def attempt(node: Node, run: Run, say: Callable[[str], None]) -> Outcome:
-    """Run one node with its retries, and give what became of it instead of raising."""
+    """Bring one node up to date and give what became of it, an error of the user's or of a stage included."""
     began = time.monotonic()
-    for tries_left in range(node.retries, -1, -1):
-        try:
-            return Outcome(node.name, run_node(node, run, say), time.monotonic() - began)
-        except Stopped as error:
-            return Outcome(node.name, "stopped", time.monotonic() - began, str(error))
-        except BlipError as error:
-            if tries_left and worth_another_try(error):
-                say(f"{error}; trying again")
-                continue
-            code = error.code if isinstance(error, StageFailed) else 2
-            return Outcome(node.name, "failed", time.monotonic() - began, str(error), code)
-    raise AssertionError("range always ends with a last try")
+
+    def outcome(state: State, message: str = "", code: int = 0) -> Outcome:
+        return Outcome(node.name, state, time.monotonic() - began, message, code)
+
+    try:
+        return outcome(run_node(node, run, say))
+    except Stopped as error:
+        return outcome("stopped", str(error))
+    except StageFailed as error:
+        return outcome("failed", str(error), error.code)
+    except BlipError as error:
+        return outcome("failed", str(error), USER_ERROR)
 
 
-def worth_another_try(error: BaseException) -> bool:
+def worth_another_try(outcome: Outcome) -> bool:
     """Tell a crash, which may pass, from an error that would come again: bad input, a timeout."""
-    return isinstance(error, StageFailed) and error.code not in (2, 124)
-
-
-class Future(Protocol):
-    """What a schedule needs of the future of a started stage: both the standard ones and Prefect's have it."""
-
-    def add_done_callback(self, fn: Callable[[Any], None], /) -> None:
-        """Call `fn` when the stage ended."""
-
-    def result(self) -> Any:
-        """Give its outcome."""
+    return outcome.state == "failed" and outcome.code not in (USER_ERROR, TIMED_OUT)
 
 
 def schedule(
     nodes: Mapping[str, Node],
     urgency: Mapping[str, float],
     slots: int,
-    start: Callable[[Node], Future],
+    start: Callable[[Node], Future[Outcome]],
     stopped: threading.Event,
     done: Callable[[Outcome], None],
 ) -> list[Outcome]:
@@ -262,7 +258,7 @@ def schedule(
     waiting = {name: {u for u in node.upstream if u in nodes} for name, node in nodes.items()}
     ready = [(-urgency[name], name) for name, upstream in waiting.items() if not upstream]
     heapq.heapify(ready)
-    ended: queue.SimpleQueue[tuple[str, Future]] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
     outcomes: dict[str, Outcome] = {}
     running = 0
 
@@ -284,12 +280,12 @@ def schedule(
             elif stopped.is_set():
                 settle(Outcome(name, "stopped", message="was not begun"))
             else:
-                start(nodes[name]).add_done_callback(lambda future, name=name: ended.put((name, future)))
+                start(nodes[name]).add_done_callback(ended.put)
                 running += 1
         if running:
-            name, future = ended.get()
+            outcome = ended.get().result()
             running -= 1
-            settle(future.result())
+            settle(outcome)
     return [outcomes[name] for name in nodes]
 
 
@@ -309,16 +305,25 @@ def run_plan(
         say: Told each line that a stage prints: the stage's name and the line.
         done: Told the outcome of each stage as it ends.
     """
-    fresh = [Outcome(name, "cached") for name in todo.nodes if name in todo.fresh]
-    for outcome in fresh:
+    fresh, rest = todo.split()
+    outcomes = {node.name: Outcome(node.name, "cached") for node in fresh}
+    for outcome in outcomes.values():
         done(outcome)
-    rest = {name: node for name, node in todo.nodes.items() if name not in todo.fresh}
     with ThreadPoolExecutor(max_workers=slots, thread_name_prefix="stage") as pool:
 
-        def start(node: Node) -> Future:
-            return pool.submit(attempt, node, run, lambda line: say(node.name, line))
+        def persist(node: Node) -> Outcome:
+            for _ in range(node.retries):
+                outcome = attempt(node, run, lambda line: say(node.name, line))
+                if not worth_another_try(outcome):
+                    return outcome
+                say(node.name, f"{outcome.message}; trying again")
+            return attempt(node, run, lambda line: say(node.name, line))
 
-        outcomes = {o.name: o for o in [*fresh, *schedule(rest, todo.urgency, slots, start, run.stopped, done)]}
+        def start(node: Node) -> Future[Outcome]:
+            return pool.submit(persist, node)
+
+        rest_outcomes = schedule(rest, todo.urgency, slots, start, run.stopped, done)
+    outcomes |= {outcome.name: outcome for outcome in rest_outcomes}
     return [outcomes[name] for name in todo.nodes]
 
 
@@ -330,27 +335,19 @@ def default_slots(threads: int) -> int:
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[list[int]]:
-    """Stop a run in good order at SIGTERM or Ctrl-C; yields the list of signals that came. Main thread only.
-
-    A handler that was there before (Prefect's) is called too.
-    """
+    """Stop a run in good order at SIGTERM or Ctrl-C; yields the list of signals that came. Main thread only."""
     came: list[int] = []
-    previous: dict[int, Any] = {}
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: int, frame: object) -> None:
         came.append(number)
         run.stop()
-        before = previous[number]
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
 
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handle)
         yield came
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def exit_code(outcomes: Iterable[Outcome], signals: list[int]) -> int:

@@ -6,6 +6,7 @@ for every call (a shared one loses lock entries), and lets one call of this proc
 
 import contextlib
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Node:
         description: What it is for, in a few words.
         upstream: Names of the nodes whose outputs it reads.
         outs: Paths that it writes.
+        reports: Those among them that git keeps and not the cache: small metrics.
         weight: Its rough share of the time, to run the longest chain first.
         retries: How often a crash is tried again.
         timeout: Seconds after which it is stopped; None for no limit.
@@ -44,6 +46,7 @@ class Node:
     description: str = ""
     upstream: tuple[str, ...] = ()
     outs: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
     weight: float = 1.0
     retries: int = 0
     timeout: float | None = None
@@ -106,6 +109,7 @@ def _node(stage: Any, graph: Any) -> Node:
         description=stage.desc or "",
         upstream=tuple(sorted(upstream.addressing for upstream in graph.successors(stage))),
         outs=tuple(out.def_path for out in stage.outs),
+        reports=tuple(out.def_path for out in stage.outs if not out.use_cache),
         weight=float(meta.get("weight", 1.0)),
         retries=int(meta.get("retries", 0)),
         timeout=meta.get("timeout_seconds"),
@@ -236,7 +240,7 @@ def checkout() -> None:
     """Put back every recorded output that the cache has; what it lacks stays absent."""
     from dvc.exceptions import CheckoutError
 
-    with _open() as repo, contextlib.suppress(CheckoutError):
+    with _open(logging.ERROR) as repo, contextlib.suppress(CheckoutError):
         repo.checkout(force=True, allow_missing=True)
 
 
@@ -284,27 +288,32 @@ def use_cache(directory: Path) -> None:
 
 
 @_through_dvc
-def save_experiment(name: str) -> None:
-    """Save the workspace as a DVC experiment, which `dvc exp show` lists in every worktree of the repository."""
-    with _open() as repo:
-        repo.experiments.save(name=name, force=True)
+def save_experiment(name: str, reports: list[str]) -> None:
+    """Save the workspace as a DVC experiment, which `dvc exp show` lists in every worktree of the repository.
+
+    Args:
+        name: The experiment's name; an earlier one of that name is replaced.
+        reports: Files to keep in it whether git tracks them yet or not.
+    """
+    with _open(logging.ERROR) as repo:
+        repo.experiments.save(name=name, force=True, include_untracked=reports)
 
 
 @contextlib.contextmanager
-def _open() -> Iterator[Any]:
+def _open(level: int = logging.WARNING) -> Iterator[Any]:
+    from dvc.logger import set_loggers_level
     from dvc.repo import Repo
 
-    repo = Repo(_wait_for_lock=True)
-    try:
+    with set_loggers_level(level), contextlib.closing(Repo(_wait_for_lock=True)) as repo:
         yield repo
-    finally:
-        repo.close()
 
 
-def _locked(repo: Any) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _locked(repo: Any) -> Iterator[None]:
     from dvc.repo import lock_repo
 
-    return lock_repo(repo)
+    with lock_repo(repo):
+        yield
 
 
 def _stage(repo: Any, name: str) -> Any:

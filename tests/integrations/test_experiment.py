@@ -1,5 +1,7 @@
 """Experiments in worktrees of their own: what they carry, share, save and leave alone."""
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +16,9 @@ from blip.errors import BlipError, ConfigError, IntegrationError
 from blip.integrations import versioning
 from blip.integrations.experiment import open_experiment, run_experiment
 from blip.integrations.runner import Outcome
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
 
 def quiet(*_: Any) -> None:
@@ -40,6 +45,10 @@ def test_overrides_run_in_a_worktree_that_shares_the_cache_and_leave_the_checkou
     assert (workspace / "runs").resolve() == (toy.root / "runs").resolve()
     assert workspace.name in dvc("exp", "list")
     assert git(toy, "status", "--porcelain").split() == ["??", "dvc.lock", "??", "reports/"]
+    shown = json.loads(dvc("exp", "show", "--json"))
+    (saved,) = [e["revs"][0]["data"] for rev in shown for e in rev["experiments"] or []]
+    assert saved["metrics"]["reports/train_left.json"]["data"] == {"inputs": 1}
+    assert saved["params"]["params.yaml"]["data"]["capfilt"]["threshold"] == 0.7
 
     assert set(run(toy, overrides={"capfilt.threshold": 0.7}).values()) == {"cached"}
     assert toy.began() == []
@@ -120,8 +129,6 @@ def test_files_of_the_users_own_are_found_from_the_worktree(toy: Any) -> None:
 
 
 def test_without_a_commit_there_is_a_remedy(toy: Any) -> None:
-    import shutil
-
     shutil.rmtree(toy.root / ".git")
     with pytest.raises(IntegrationError, match="no git repository with a commit.*git init"), open_experiment(
         toy.root, name="mine"

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from blip.errors import ConfigError
 from blip.integrations import versioning
 from blip.integrations.experiment import run_experiment
 from blip.integrations.runner import Node, Outcome, default_slots, plan, schedule, summary
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
 ALL = ["prepare", "train@left", "train@right", "select", "finish"]
 
@@ -230,22 +234,7 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-class Done:
-    """A future that is there already."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-
-    def add_done_callback(self, fn: Any) -> None:
-        fn(self)
-
-    def result(self) -> Outcome:
-        return self._outcome
-
-
 def test_the_most_urgent_ready_stage_goes_first() -> None:
-    import threading
-
     nodes = {
         "a": Node("a", "", upstream=()),
         "b": Node("b", "", upstream=()),
@@ -254,9 +243,11 @@ def test_the_most_urgent_ready_stage_goes_first() -> None:
     }
     begun: list[str] = []
 
-    def start(node: Node) -> Done:
+    def start(node: Node) -> Future[Outcome]:
         begun.append(node.name)
-        return Done(Outcome(node.name, "ran"))
+        future: Future[Outcome] = Future()
+        future.set_result(Outcome(node.name, "ran"))
+        return future
 
     urgency = {"a": 2.0, "b": 9.0, "c": 1.0, "d": 8.0}
     outcomes = schedule(nodes, urgency, 1, start, threading.Event(), lambda o: None)

@@ -1,0 +1,69 @@
+"""The flows: the whole experiment, and the parts of it that one may want to schedule or retry alone.
+
+Every flow takes the same parameters and runs its targets with all they need; what is up to date costs nothing. A flow
+runs in the current directory, which is the root of the project.
+"""
+
+from typing import Any, Literal
+
+from prefect import Flow, flow, runtime
+
+from blip.integrations.launch import Kind
+from flows.stages import flow_state, run_stages
+
+Preset = Literal["demo", "flickr8k", "base_14m", "base_129m", "large_129m"]
+
+
+def _run_name() -> str:
+    """Name a flow run after what is special about it."""
+    parameters = runtime.flow_run.parameters
+    special = [f"{key}={value}" for key, value in (parameters["overrides"] or {}).items()]
+    return " ".join([parameters["name"] or parameters["preset"] or "params.yaml", *special])
+
+
+def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., Any]:
+    @flow(
+        name=name,
+        description=description,
+        flow_run_name=_run_name,
+        persist_result=False,
+    )
+    def run(
+        name: str | None = None,
+        preset: Preset | None = None,
+        overrides: dict[str, Any] | None = None,
+        launcher: Kind = "local",
+        slots: int | None = None,
+        share: bool = False,
+    ) -> Any:
+        """Run stages of an experiment.
+
+        Args:
+            name: A name of your own for the experiment.
+            preset: Start from this preset instead of params.yaml.
+            overrides: Dotted keys and their values, e.g. {"capfilt.threshold": 0.7}; merged over the parameters and
+                checked as a whole. With a name, a preset or overrides it runs in a git worktree of its own.
+            launcher: Where the stages run.
+            slots: How many stages may run at once; by default as many as the cores hold.
+            share: Fetch known results from the DVC remote first, and push the results at the end.
+        """
+        outcomes = run_stages(
+            targets,
+            name=name,
+            preset=preset,
+            overrides=overrides or {},
+            launcher=launcher,
+            slots=slots,
+            share=share,
+        )
+        return flow_state(outcomes)
+
+    return run
+
+
+experiment = _flow("experiment", (), "The whole bootstrapping loop, from raw pairs to the report")
+prepare = _flow("prepare", ("tokenizer",), "Ingest, validate and learn the vocabulary")
+pretrain = _flow("pretrain", ("pretrain@unfiltered", "pretrain@human"), "Pre-train on the pairs as they come")
+bootstrap = _flow("bootstrap", ("select",), "CapFilt: captioner and filter make the bootstrapped corpus")
+finetune = _flow("finetune", ("finetune",), "Pre-train on the bootstrapped corpus, fine-tune every arm")
+evaluate = _flow("evaluate", ("compare", "evaluate_filter", "promote"), "Measure, compare and promote")
