@@ -1,6 +1,7 @@
-"""The catalogue: the queryable index of dataset versions, images, captions, verdicts, models and runs.
+"""The catalogue: the queryable index of versions, images, captions, verdicts, models and runs.
 
-Truth is in the files; `rebuild` makes the catalogue anew, and losing it loses nothing. Training never reads it.
+Truth is in the files; `rebuild` makes the catalogue anew, and losing it loses nothing. Training
+never reads it.
 """
 
 from blip.integrations.catalog.add import add, count_rows, rebuild, stage_outputs

@@ -1,4 +1,4 @@
-"""What fills the catalogue: stage outputs read from disk, each part of them once, as often as one likes."""
+"""What fills the catalogue: stage outputs read from disk, as often as one likes, each part once."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,12 @@ from blip.stage import RECORD, input_digest
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = ("datasets", "tokenizer", "models", "results")  # folders of an experiment that hold stage outputs
+OUTPUTS = (
+    "datasets",
+    "tokenizer",
+    "models",
+    "results",
+)  # folders of an experiment that hold stage outputs
 TRAINING = ("pretrain", "finetune")  # verbs that write a model
 ROWS = 10_000  # sent to the database at once
 
@@ -40,15 +45,17 @@ ROWS = 10_000  # sent to the database at once
 def add(engine: Engine, path: Path) -> None:
     """Enter a stage's output: its run, and the dataset version or model that it is.
 
-    What is there already is left alone, so this may be repeated, and run by several processes at once. A shard is
-    entered in one transaction, a version only after all its shards: a killed call leaves nothing half said.
+    What is there already is left alone, so this may be repeated, and run by several processes at
+    once. A shard is entered in one transaction, a version only after all its shards: a killed call
+    leaves nothing half said.
 
     Args:
         engine: An open catalogue.
         path: The output directory of a stage, or a dataset version made without one.
 
     Raises:
-        DataError: There is no stage output, or a file of it is missing, malformed or not what the manifest says.
+        DataError: There is no stage output, or a file of it is missing, malformed or not what the
+            manifest says.
         IntegrationError: The database is away or refuses.
     """
     has_manifest, has_record = (path / MANIFEST).is_file(), (path / RECORD).is_file()
@@ -148,8 +155,8 @@ def _add_version(engine: Engine, path: Path, dataset: Dataset) -> None:
 def _add_images(engine: Engine, shard: Shard) -> int:
     """Enter a shard's images unless they are there; give its id.
 
-    Rows go in in the order of their keys: processes that enter the same rows at once then wait for each other, and
-    never in a circle.
+    Rows go in in the order of their keys: processes that enter the same rows at once then wait for
+    each other, and never in a circle.
     """
     known = _find(engine, ImageShard, shard.records_digest)
     if known is not None:
@@ -259,7 +266,8 @@ def _placed(rows: pa.Table, shard: int) -> pa.Table:
 def _check(path: Path, digest: str) -> None:
     if digest_file(path) != digest:
         raise DataError(
-            f"{path}: its content is not what the manifest says: it was changed or cut short; make or fetch it again"
+            f"{path}: its content is not what the manifest says: it was changed or cut short; "
+            "make or fetch it again"
         )
 
 

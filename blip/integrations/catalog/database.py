@@ -8,7 +8,6 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
-    NullPool,
     create_engine,
     event,
     inspect,
@@ -32,7 +31,8 @@ def open_catalog(url: str) -> Engine:
         url: `sqlite:///catalog.db` or `postgresql+psycopg://user@host/database`.
 
     Raises:
-        IntegrationError: The URL is no catalogue's, or the database is away, locked or another program's.
+        IntegrationError: The URL is no catalogue's, or the database is away, locked or another
+            program's.
     """
     engine = _engine(url)
     with _errors(engine.url):
@@ -63,7 +63,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def head() -> str:
-    """Give the newest revision of the schema; revisions are numbered in the names of their files."""
+    """Give the newest revision of the schema; the names of their files begin with numbers."""
     return max(file.stem for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))[:4]
 
 
@@ -85,7 +85,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    """Run the migrations; Alembic is imported only here, since an open catalogue rarely needs it."""
+    """Run the migrations; Alembic is imported only here, since it is rarely needed."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -96,8 +96,9 @@ def _upgrade(connection: Connection) -> None:
         command.upgrade(config, "head")
     except CommandError:
         raise IntegrationError(
-            f"catalogue {_shown(connection.engine.url)}: holds revision {_revision(connection)!r}, unknown here: it belongs to "
-            "another program or to a newer version of this one; name another database, or upgrade"
+            f"catalogue {_shown(connection.engine.url)}: holds revision {_revision(connection)!r}, "
+            "unknown here: it belongs to another program or to a newer version of this one; "
+            "name another database, or upgrade"
         ) from None
 
 
@@ -109,13 +110,13 @@ def _engine(url: str) -> Engine:
         raise IntegrationError(f"catalogue {url!r}: not a database URL: {wanted}") from None
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         timeout = {} if "timeout" in parsed.query else {"timeout": BUSY_SECONDS}
-        engine = create_engine(parsed, connect_args=timeout, poolclass=NullPool)
+        engine = create_engine(parsed, connect_args=timeout)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if parsed.drivername == "postgresql+psycopg":
         timeout = {} if "connect_timeout" in parsed.query else {"connect_timeout": CONNECT_SECONDS}
-        return create_engine(parsed, connect_args=timeout, poolclass=NullPool)
+        return create_engine(parsed, connect_args=timeout, pool_pre_ping=True)
     raise IntegrationError(f"catalogue {_shown(parsed)}: {wanted}")
 
 

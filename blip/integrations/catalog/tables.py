@@ -1,9 +1,10 @@
 """The tables of the catalogue: what the files of an experiment say, in a form that can be asked.
 
-Rows are derived wholly from the files and never changed: a row names content by its digest. Shards are shared between
-versions as they are on disk, so a version that only changes captions adds no image. Whether a caption's image is there
-and its name unique is for the gate to find (`blip.integrations.quality`), so the schema must be able to hold the faults
-of a bad version: `captions.key` refers to no image, and a line of a caption table is named by its place.
+Rows are derived wholly from the files and never changed: a row names content by its digest. Shards
+are shared between versions as they are on disk, so a version that only changes captions adds no
+image. Whether a caption's image is there and its name unique is for the gate to find
+(`blip.integrations.quality`), so the schema must be able to hold the faults of a bad version:
+`captions.key` refers to no image, and a line of a caption table is named by its place.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ NAMES = {
 
 
 class Table(DeclarativeBase):
-    """Base of the tables: text columns are unbounded, constraints have stable names for migrations."""
+    """Base of the tables: unbounded text, and constraints with stable names for migrations."""
 
     metadata = MetaData(naming_convention=NAMES)
     type_annotation_map = {str: Text(), dict[str, Any]: JSON()}  # noqa: RUF012
@@ -62,7 +63,7 @@ class Record(Table):
 
 
 class Caption(Table):
-    """A text on an image by a writer: equal words on another image or by another writer are another caption."""
+    """A text on an image by a writer; equal words on another image, or by another, are another."""
 
     __tablename__ = "captions"
     __table_args__ = (Index(None, "text", postgresql_using="hash"),)  # a B-tree refuses long texts
@@ -86,7 +87,7 @@ class CaptionShard(Table):
 
 
 class Entry(Table):
-    """A line of a caption table: the text that stands there, and the verdict on it, if there is one."""
+    """A line of a caption table: the text that stands there, and the verdict on it, if any."""
 
     __tablename__ = "entries"
 
@@ -101,7 +102,11 @@ class Entry(Table):
 
 
 class Version(Table):
-    """A dataset version. Two digests name it: of its contents (the manifest's), and of its folder (what stages read)."""
+    """A dataset version.
+
+    Two digests name it: that of its contents, which the manifest gives, and that of its folder,
+    by which stages name what they read.
+    """
 
     __tablename__ = "versions"
 
@@ -153,7 +158,7 @@ class Run(Table):
 
 
 class RunInput(Table):
-    """What a run read, by role: the `output` of a version, a model or another run, or the digest of a raw file."""
+    """What a run read, by role: the output of another run, or the digest of a raw file."""
 
     __tablename__ = "run_inputs"
 

@@ -16,8 +16,8 @@ from blip.data.dataset import (
     CAPTIONS,
     RECORDS,
     Shard,
-    caption_id,
     canonical_json,
+    caption_id,
     open_dataset,
     write_manifest,
     write_table,
@@ -39,7 +39,14 @@ def text_row(image: str, words: str, origin: str, **columns: Any) -> dict[str, A
     writer = (columns.get("generator"), columns.get("decoding"))
     row = dict.fromkeys(CAPTIONS.names)
     name = caption_id(key_of(image), origin, words, *writer)
-    return {**row, "caption_id": name, "key": key_of(image), "text": words, "origin": origin, **columns}
+    return {
+        **row,
+        "caption_id": name,
+        "key": key_of(image),
+        "text": words,
+        "origin": origin,
+        **columns,
+    }
 
 
 def image_row(image: str, **columns: Any) -> dict[str, Any]:
@@ -110,12 +117,16 @@ class Experiment:
             shard = write_shard(out, [image_row(image) for image in texts], rows)
             write_manifest(out, [shard], {"format": "test"}, {"images": len(texts)})
 
-        return self.stage("ingest", f"datasets/{name}", {"source": [f"data/{name}.json"]}, fill, name=name)
+        return self.stage(
+            "ingest", f"datasets/{name}", {"source": [f"data/{name}.json"]}, fill, name=name
+        )
 
     def model(self, verb: str, name: str, inputs: dict[str, list[str]], **config: Any) -> Path:
         """Train a model, whose weights are its name."""
         weights = "model.safetensors"
-        return self.stage(verb, f"models/{name}", inputs, lambda out: _write(out / weights, name), **config)
+        return self.stage(
+            verb, f"models/{name}", inputs, lambda out: _write(out / weights, name), **config
+        )
 
     def texts(
         self, verb: str, name: str, inputs: dict[str, list[str]], rows: list[Any], **config: Any
@@ -205,7 +216,7 @@ def postgres_url(postgres: str) -> Iterator[str]:
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
         yield server.url.set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name}"))  # fails where a connection was left open
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     server.dispose()
 
 
@@ -217,5 +228,21 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def engine(url: str) -> Engine:
-    return open_catalog(url)
+def engine(url: str) -> Iterator[Engine]:
+    opened = open_catalog(url)
+    yield opened
+    opened.dispose()
+
+
+class Files:
+    """What tests write dataset versions with."""
+
+    key_of = staticmethod(key_of)
+    image = staticmethod(image_row)
+    text = staticmethod(text_row)
+    dataset = staticmethod(write_dataset)
+
+
+@pytest.fixture(scope="session")
+def files() -> type[Files]:
+    return Files
