@@ -1,7 +1,7 @@
-"""Pictures of scenes, to the same bytes on every machine: whole-number drawing and a PNG that is only stored.
+"""Pictures of scenes, to the same bytes on every machine.
 
-Nothing here rounds differently elsewhere: masks, blending and noise are integers, and the PNG's deflate blocks are
-uncompressed, so that no version of zlib can change them.
+Masks, blending and noise are whole numbers, so that nothing rounds differently elsewhere, and the
+PNG's deflate blocks are stored, not compressed, so that no version of zlib can change them.
 """
 
 import functools
@@ -149,11 +149,10 @@ def _blend(canvas: Integers, alpha: Integers, paint: Integers, left: int, top: i
 
 @functools.cache
 def _sprite(shape: str, texture: str, length: int) -> tuple[Integers, Integers, Integers]:
-    """Give a shape's coverage (0..255), its shade (256 = as is) and its gloss (256 = white), all (H, W)."""
+    """Give a shape's coverage (of 255), shade (256: as is) and gloss (256: white), all (H, W)."""
     half = length // 2 + 1
-    points = np.arange(
-        -8 * half + 1, 8 * half, 2, dtype=np.int32
-    )  # four samples a pixel and axis, in 1/8 pixels
+    # Four samples a pixel and axis, placed in eighths of a pixel.
+    points = np.arange(-8 * half + 1, 8 * half, 2, dtype=np.int32)
     x, y = np.meshgrid(points, points)
     inside = _inside(shape, x, y, 4 * length)
     size = 2 * half

@@ -1,4 +1,4 @@
-"""Images out of bytes and out of shards: nothing is decoded that is too large, or read that was changed."""
+"""Images out of bytes and shards: none is decoded that is too large, or read that was changed."""
 
 import contextlib
 import io
@@ -100,8 +100,8 @@ class ShardImages:
                 path = self._shard.images
                 if digest_file(path) != self._shard.images_digest:
                     raise DataError(
-                        f"{path}: its digest is not the manifest's: it was tampered with or cut short; "
-                        "make or fetch it again"
+                        f"{path}: its digest is not the manifest's: it was tampered with or cut "
+                        "short; make or fetch it again"
                     )
                 rows = self._shard.read_records()
                 self._places = list(
@@ -133,8 +133,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def _decode(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """Give (H, W, 3)."""
     if image.format == "JPEG" and image.mode in ("RGB", "L"):
-        # The same pixels as Pillow's in two thirds of the time. It refuses what libjpeg only warns of, such as
-        # stray bytes: then Pillow decides.
+        # The same pixels as Pillow's in two thirds of the time. It refuses what libjpeg only warns
+        # of, such as stray bytes: then Pillow decides.
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data, "RGB")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""What a drawn scene of the demo world is: groups of shapes, their attributes, how they stand to each other."""
+"""What a scene of the demo world is: groups of shapes, with attributes, in a relation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 Relation = Literal["left", "right", "above", "below"]
 
-# Told apart by their mass, which a model of 0.8M parameters learns in minutes; fine outlines it does not.
+# Told apart by their mass, which a tiny model learns in minutes; fine outlines it does not.
 SHAPES = ("square", "ring", "bar", "pole", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SIZES = ("small", "large")
@@ -27,9 +27,10 @@ OPPOSITE: dict[Relation, Relation] = {
 
 
 class Dice:
-    """Draws that are the same on every machine: a counter-seeded Mersenne Twister and exact arithmetic.
+    """Draws that are the same on every machine, each stream from a seed of its own.
 
-    NumPy froze the streams of `RandomState` (NEP 19), and a uniform double is exactly rounded from its bits.
+    NumPy froze the streams of `RandomState` (NEP 19); its uniform doubles are made of 53 random
+    bits each, so that nothing is rounded.
     """
 
     def __init__(self, *seed: int) -> None:
@@ -117,7 +118,7 @@ def draw_scene(dice: Dice) -> Scene:
 def alter(
     scene: Scene, attribute: Literal["colour", "shape", "count", "relation"], dice: Dice
 ) -> Scene:
-    """Give the scene with one attribute (of one group, or the relation) changed to another value."""
+    """Give the scene with the relation, or an attribute of one group, changed to another value."""
     if attribute == "relation":
         return replace(scene, relation=_other(RELATIONS, scene.relation, dice))
     values: dict[str, Sequence[Any]] = {"colour": COLOURS, "shape": SHAPES, "count": (1, 2)}

@@ -1,4 +1,4 @@
-"""Tar files whose bytes follow from their members alone: no times, owners or padding habits of a machine."""
+"""Tar files whose bytes follow from their members alone: no times or owners of a machine."""
 
 import hashlib
 import tarfile
@@ -60,7 +60,7 @@ class TarWriter:
 def index_tar(path: Path) -> dict[str, tuple[int, int]]:
     """Find the files of an uncompressed tar: offset and size in bytes, by name.
 
-    Links, devices and folders are left out; of two members of one name the later counts, as for `tar -x`.
+    Links, devices and folders are left out; of two members of one name the later counts.
 
     Raises:
         DataError: It cannot be read, is compressed or no tar, or was cut short.
@@ -72,7 +72,8 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
             whole = file.read() == _END
     except tarfile.TarError as error:
         raise DataError(
-            f"{path}: cannot be read as a tar ({error}): it is cut short, compressed or no tar; fetch or unpack it"
+            f"{path}: cannot be read as a tar ({error}): it is cut short, compressed or no tar; "
+            "fetch it again or unpack it"
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

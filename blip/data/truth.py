@@ -1,8 +1,9 @@
 """What is known of texts that were made noisy on purpose, so that the filter can be measured.
 
-`truth.jsonl` has one line a text: `{"source", "text", "kind", "scene"}`. `source` is the image's name as in the
-records of a dataset version, `kind` is `clean` or the kind of noise, `scene` is what the image shows (null for photos;
-`blip.data.phrases.judge` tells whether another text is true of it).
+`truth.jsonl` has one line a text: `{"source", "text", "kind", "scene"}`. `source` is the image's
+name as in the records of a dataset version, `kind` is `clean` or the kind of noise, `scene` is what
+the image shows (null for photos); `blip.data.statements.judge` tells whether another text, such as
+a synthetic caption, is true of it.
 """
 
 import json
@@ -54,7 +55,7 @@ def read_truth(path: Path) -> list[Truth]:
             truths.append(Truth(row["source"], row["text"], row["kind"], scene))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}, line {number}: {line[:80]!r} is not a truth with source, text, kind and scene ({error!r}): "
-                "make the file again"
+                f"{path}, line {number}: {line[:80]!r} is not a truth with source, text, kind and "
+                f"scene ({error!r}): make the file again"
             ) from None
     return truths
