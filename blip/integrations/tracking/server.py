@@ -1,17 +1,19 @@
-"""The tracking server as far as shipping needs it: runs found or begun, points, artifacts, inputs, ends.
+"""The tracking server as far as shipping needs it: runs, their points, artifacts, inputs and ends.
 
-Every call may be repeated: a run is found again by what names it, and equal params, tags and points are kept once.
+Every call may be repeated: a run is found again by what names it, and of equal params, tags and
+points one is kept.
 """
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from blip.errors import DataError, IntegrationError
 from blip.files import read_json
-from blip.integrations.mlflow_settings import TrackingSettings, quiet_mlflow
+from blip.integrations.tracking.settings import TrackingSettings, quiet_mlflow
 
 _POINTS, _PARAMS = 1000, 100  # in one request: MLflow's limits
 _DIGEST = 32  # characters of a dataset's digest that MLflow has room for
@@ -94,7 +96,7 @@ class MlflowServer:
             self._client.update_run(run_id, status="RUNNING")
 
     def end_run(self, run_id: str, status: str, time: float, output: str | None = None) -> None:
-        """Say how a run ended, when (seconds since the epoch), and with which digest of its output."""
+        """Say how a run ended, when (seconds since the epoch), with which digest of its output."""
         with self._asking(run_id):
             if output is not None:
                 self._client.set_tag(run_id, "blip.output", output)
@@ -109,6 +111,17 @@ class MlflowServer:
                 self._client.log_batch(
                     run_id, metrics=[Metric(p.name, p.value, p.time, p.step) for p in chunk]
                 )
+
+    def log_captions(self, run_id: str, dataset: Path, folder: str) -> None:
+        """Log some captions of a dataset version as a table with their images."""
+        from blip.integrations.tracking.caption_table import TABLE, write_caption_table
+
+        place = f"{folder}/{TABLE}" if folder else TABLE
+        with self._asking(run_id), tempfile.TemporaryDirectory() as files:
+            write_caption_table(dataset, folder, Path(files))
+            self._client.log_artifacts(run_id, files, folder or None)
+            tables = json.dumps([{"path": place, "type": "table"}])
+            self._client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
 
     def log_artifact(self, run_id: str, path: Path, folder: str) -> None:
         """Log a file or a folder's content under a folder of the run's artifacts."""
@@ -182,20 +195,13 @@ class MlflowServer:
 
     @contextlib.contextmanager
     def _asking(self, run_id: str = "") -> Iterator[None]:
-        """Turn what MLflow may raise into our errors."""
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
-            yield
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+            with mlflow_errors(self._settings):
+                yield
+        except IntegrationError:
             if run_id and self._gone(run_id):
-                raise RunGoneError(run_id) from error
-            reason = " ".join(str(error).split())[:300]
-            raise IntegrationError(
-                f"MLflow at {self._settings.shown_uri} is away or refuses: {reason}; "
-                "start it, or name another in mlflow.yaml or MLFLOW_TRACKING_URI"
-            ) from error
+                raise RunGoneError(run_id) from None
+            raise
 
     def _gone(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
@@ -206,6 +212,26 @@ class MlflowServer:
             return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
         except OSError:
             return False
+
+
+@contextlib.contextmanager
+def mlflow_errors(settings: TrackingSettings) -> Iterator[None]:
+    """Turn what MLflow may raise into one error with the remedy.
+
+    Raises:
+        IntegrationError: The server is away, refused, or cannot be used.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise IntegrationError(
+            f"MLflow at {settings.shown_uri} is away or refuses: {reason}: "
+            "start it, or name another in mlflow.yaml or MLFLOW_TRACKING_URI"
+        ) from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -220,7 +246,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _dataset_version(path: Path, digest: str) -> dict[str, Any] | None:
-    """Read the manifest of an input, where it is a dataset version and still the one that the stage read."""
+    """Read an input's manifest, if it is a dataset version and still the one the stage read."""
     try:
         if read_json(path / "stage.json")["output"] != digest:
             return None

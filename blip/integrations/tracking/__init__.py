@@ -16,7 +16,7 @@ from typing import Any
 
 from blip.errors import ConfigError
 from blip.files import write_json
-from blip.integrations.mlflow_settings import SETTINGS, TrackingSettings, load_settings
+from blip.integrations.tracking.settings import SETTINGS, TrackingSettings, load_settings
 from blip.stage import Job
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def start_follower(runs: Path, settings: TrackingSettings) -> Follower:
     `runs/tracking.log`, and holds none of our streams.
     """
     runs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "blip.integrations.follower", str(runs)]
+    command = [sys.executable, "-m", "blip.integrations.tracking.follower", str(runs)]
     with log_file(runs).open("ab") as words:
         process = subprocess.Popen(
             [*command, "--parent", str(os.getpid())],

@@ -40,7 +40,7 @@ class Watch:
         self._gpus = _Gpus()
 
     def look(self) -> None:
-        """Sample every running stage; say of one that vanished without a word that it was killed."""
+        """Sample every running stage; of one that vanished without a word say it was killed."""
         for folder in (journal.parent for journal in self._runs.glob(f"*/{JOURNAL}")):
             process = _holder(folder / "lock")
             sight = self._sights.get(folder)

@@ -5,9 +5,9 @@
     runs/<verb>-<key16>/shipped.json    how far both have been carried, and to which run
     runs/experiments/<name>.json        the whole configuration of an experiment, for its parent run
 
-Runs nest: experiment > stage. A stage that was killed and resumed continues its run; one that is done again after it
-had finished gets a new run. Shipping may be killed and repeated at any moment: a run is found again by its key and the
-time it began, and MLflow keeps one of equal points.
+Runs nest: experiment > stage. A stage that was killed and resumed continues its run; one that is
+done again after it had finished gets a new run. Shipping may be killed and repeated at any moment:
+a run is found again by its key and the time it began, and MLflow keeps one of equal points.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from typing import Any
 
 from blip.errors import IntegrationError
 from blip.files import digest_json, lock, read_json, write_json
-from blip.integrations.mlflow_server import MlflowServer, Point, RunGoneError
-from blip.integrations.mlflow_settings import TrackingSettings
 from blip.integrations.tracking import EXPERIMENTS
-from blip.integrations.watch import JOURNAL, SYSTEM
+from blip.integrations.tracking.server import MlflowServer, Point, RunGoneError
+from blip.integrations.tracking.settings import TrackingSettings
+from blip.integrations.tracking.watch import JOURNAL, SYSTEM
 
 log = logging.getLogger(__name__)
 
 SHIPPED = "shipped.json"
 
 RESULTS = "results/"
-"""Metrics of this group at step 0, and artifacts of this folder, also go to the experiment's run: the summary by
-which experiments are compared."""
+"""Metrics of this group at step 0, and artifacts of this folder, also go to the experiment's run:
+the summary by which experiments are compared."""
 
 _BATCH = 1000  # points in one request, MLflow's limit
 
@@ -67,7 +67,8 @@ def pending(runs: Path, settings: TrackingSettings) -> list[Path]:
 def ship(runs: Path, settings: TrackingSettings, *, last: bool = False) -> ShipReport:
     """Carry what is new in the journals to MLflow.
 
-    A server that is away or refuses is a line in the report, never an error: all of it stays for the next time.
+    A server that is away or refuses is a line in the report, never an error: everything stays for
+    the next time.
 
     Args:
         runs: The folder of the stages' working state.
@@ -181,13 +182,18 @@ class _Shipment:
         shipped.time = event["time"]
 
     def _artifact(self, event: dict[str, Any]) -> None:
-        path = _settled(Path(event["path"]))
+        """Log a file or folder; of a dataset version, a table of some captions and images."""
+        from blip.data.dataset import MANIFEST
+
+        path, folder = _settled(Path(event["path"])), event["folder"]
         if not path.exists():
             log.warning("%s: %s is gone; it cannot be logged", self.folder.name, path)
-            return
-        self.server.log_artifact(self.shipped.run_id, path, event["folder"])
-        if f"{event['folder']}/".startswith(RESULTS) and self.shipped.experiment_run_id:
-            self.server.log_artifact(self.shipped.experiment_run_id, path, event["folder"])
+        elif (path / MANIFEST).exists():
+            self.server.log_captions(self.shipped.run_id, path, folder)
+        else:
+            self.server.log_artifact(self.shipped.run_id, path, folder)
+            if f"{folder}/".startswith(RESULTS) and self.shipped.experiment_run_id:
+                self.server.log_artifact(self.shipped.experiment_run_id, path, folder)
 
     def _flush(self) -> None:
         """Send the points at hand, and write down that they have arrived."""
@@ -245,7 +251,7 @@ def _store(settings: TrackingSettings) -> str:
 
 
 def _waits(folder: Path, shipped: Shipped) -> bool:
-    """Tell whether there are whole events behind the offsets; a torn last line waits for its end."""
+    """Tell whether whole events lie behind the offsets; a torn last line waits for its end."""
     for name in (JOURNAL, SYSTEM):
         path = folder / name
         start = shipped.offsets.get(name, 0)
@@ -255,7 +261,7 @@ def _waits(folder: Path, shipped: Shipped) -> bool:
 
 
 def _read(path: Path, offset: int) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Read the whole events of a journal one by one from an offset on: file name, event, offset after it."""
+    """Read a journal's whole events from an offset on: file name, event, offset after it."""
     if not path.exists():
         return
     with path.open("rb") as file:

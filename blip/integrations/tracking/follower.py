@@ -1,7 +1,7 @@
 """The process that follows stages: carries their journals to MLflow and watches what they use.
 
-`python -m blip.integrations.follower RUNS --parent PID`, the settings as JSON on stdin; started by
-`blip.integrations.tracking`. MLflow is imported only once there is something to carry.
+`python -m blip.integrations.tracking.follower RUNS --parent PID`, the settings as JSON on stdin;
+started by `blip.integrations.tracking`. MLflow is imported once there is something to carry.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from blip.errors import BlipError
-from blip.integrations.mlflow_settings import TrackingSettings
-from blip.integrations.shipping import ShipReport, ship
-from blip.integrations.watch import Watch
+from blip.integrations.tracking.settings import TrackingSettings
+from blip.integrations.tracking.shipping import ShipReport, ship
+from blip.integrations.tracking.watch import Watch
 
 log = logging.getLogger(__name__)
 

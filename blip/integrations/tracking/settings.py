@@ -1,4 +1,4 @@
-"""What `mlflow.yaml` says: where runs are tracked, which models are registered, through which gates they pass."""
+"""What `mlflow.yaml` says: where runs are tracked, which models are registered, by which gates."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Environment of whatever runs MLflow: no telemetry, no bars, no minutes of waiting for a server that is away."""
+"""Environment of whatever runs MLflow: no telemetry, no bars, no minutes of waiting."""
 
 
 class Gate(Section):
@@ -64,10 +64,10 @@ class TrackingSettings(Section):
 def load_settings(path: Path = SETTINGS) -> TrackingSettings:
     """Read `mlflow.yaml`; MLFLOW_TRACKING_URI goes before its `tracking_uri`.
 
-    Relative places are taken from the file's folder, so that they do not depend on where a command runs.
+    Relative places are taken from the file's folder, wherever a command runs.
 
     Raises:
-        ConfigError: The file cannot be read, a key is unknown or missing, or a value breaks its rule.
+        ConfigError: The file cannot be read, a key is unknown or missing, a value breaks its rule.
     """
     document = read_yaml(path)
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
