@@ -1,0 +1,189 @@
+"""READ THIS FIRST: from a configuration to a trained model: config -> parts -> fit -> files."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from blip.config import Config, Training
+from blip.data.dataset import Dataset, open_dataset
+from blip.data.loader import PairLoader
+from blip.data.text import VOCABULARY, Tokenizer, clean_caption, train_vocabulary
+from blip.errors import ConfigError
+from blip.files import digest_json, write_json, write_text
+from blip.models.blip import Blip
+from blip.models.checkpoint import load_model, save_model
+from blip.objectives.finetune import CaptioningObjective, RetrievalObjective
+from blip.objectives.pretrain import PretrainObjective
+from blip.tracker import Tracker
+from blip.train.curve import Point, write_curves
+from blip.train.trainer import fit
+
+log = logging.getLogger(__name__)
+
+
+def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
+    """Write `vocab.txt`: learnt from the captions of dataset versions, or the configured one.
+
+    Args:
+        config: The experiment; its `tokenizer` and `pretrain.max_words`, as captions are cut.
+        data: Dataset versions.
+        out: The folder.
+
+    Raises:
+        ConfigError: The configured vocabulary is not there.
+    """
+    if config.tokenizer.vocabulary == "train":
+        tables = (open_dataset(path).captions()["text"] for path in data)
+        texts = (text for table in tables for text in table.to_pylist())
+        cleaned = (clean_caption(text, config.pretrain.max_words) for text in texts)
+        train_vocabulary(cleaned, config.tokenizer.size, out)
+    else:
+        _copy_vocabulary(_find_vocabulary(config.tokenizer.vocabulary), out)
+    size = Tokenizer(out / VOCABULARY).vocab_size
+    write_json(out / "metrics.json", {"tokenizer": {"size": size}})
+
+
+def pretrain(
+    config: Config, data: list[Path], tokenizer: Path, out: Path, run_dir: Path, tracker: Tracker
+) -> None:
+    """Pre-train a model from scratch with ITC, ITM and LM (BLIP.md 2).
+
+    Args:
+        config: The experiment; its `seed`, `threads`, `model` and `pretrain`.
+        data: Dataset versions; their texts that were not dropped are the pairs.
+        tokenizer: Folder with `vocab.txt`.
+        out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
+        run_dir: Keeps the checkpoints.
+        tracker: Told how training goes.
+
+    Raises:
+        ConfigError: Starting weights are configured, or texts longer than the model's positions.
+        BlipError: See `fit`.
+    """
+    _check_model(config)
+    device = _prepare(config)
+    text = Tokenizer(tokenizer / VOCABULARY)
+    datasets = [open_dataset(path) for path in data]
+    training = config.pretrain
+    loader = PairLoader(datasets, text, training, config.seed, device=device)
+    model = Blip(config.model, training.image_size, text.vocab_size, text.special, "pretrain")
+    objective = PretrainObjective(model, training.contrast).to(device)
+    identity = _identity(config, training, datasets)
+    curve = fit(objective, loader, training, tracker, run_dir, name="pretrain", identity=identity)
+    _write(model, tokenizer, training, loader, curve, out)
+
+
+def finetune(
+    config: Config,
+    task: Literal["captioning", "retrieval"],
+    model: Path,
+    data: Path,
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
+) -> None:
+    """Fine-tune a pre-trained model: the captioner (LM) or the filter (ITC and ITM) (BLIP.md 5).
+
+    Args:
+        config: The experiment; its `seed`, `threads` and `finetune.<task>`.
+        task: Which one.
+        model: Folder of the model to start from, with its `vocab.txt`.
+        data: A dataset version.
+        out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
+        run_dir: Keeps the checkpoints.
+        tracker: Told how training goes.
+    """
+    device = _prepare(config)
+    text = Tokenizer(model / VOCABULARY)
+    dataset = open_dataset(data)
+    training: Training
+    objective: nn.Module
+    prompt = ""
+    match task:
+        case "captioning":
+            training = captioning = config.finetune.captioning
+            prompt = captioning.prompt
+            blip = load_model(model, "captioning", training.image_size)
+            length = len(text.prompt(prompt))
+            objective = CaptioningObjective(blip, captioning.label_smoothing, length)
+        case "retrieval":
+            training = retrieval = config.finetune.retrieval
+            blip = load_model(model, "retrieval", training.image_size)
+            objective = RetrievalObjective(blip, retrieval.contrast, retrieval.negative_all_rank)
+    loader = PairLoader([dataset], text, training, config.seed, prompt, device)
+    identity = _identity(config, training, [dataset])
+    curve = fit(
+        objective.to(device), loader, training, tracker, run_dir, name=task, identity=identity
+    )
+    _write(blip, model, training, loader, curve, out)
+
+
+def _prepare(config: Config) -> torch.device:
+    """Fix threads and chance, so that results do not depend on where a stage runs."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_model(config: Config) -> None:
+    if config.model.vision_weights or config.model.text_weights:
+        raise ConfigError(
+            "model.vision_weights and model.text_weights: pre-training begins with random weights "
+            "here: set both to null"
+        )
+    positions = config.model.text.max_positions
+    for name, training in (
+        ("pretrain", config.pretrain),
+        ("finetune.captioning", config.finetune.captioning),
+        ("finetune.retrieval", config.finetune.retrieval),
+    ):
+        if training.max_tokens > positions:
+            raise ConfigError(
+                f"{name}.max_tokens {training.max_tokens} is more than "
+                f"model.text.max_positions {positions}: lower it"
+            )
+
+
+def _identity(config: Config, training: Training, datasets: list[Dataset]) -> str:
+    digests = [dataset.digest for dataset in datasets]
+    return digest_json([config.seed, config.model.model_dump(), training.model_dump(), digests])
+
+
+def _write(
+    model: Blip,
+    tokenizer: Path,
+    training: Training,
+    loader: PairLoader,
+    curve: list[Point],
+    out: Path,
+) -> None:
+    save_model(model, out)
+    _copy_vocabulary(tokenizer / VOCABULARY, out)
+    write_curves(curve, out / "curves.csv")
+    steps = int(curve[-1]["step"])
+    sizes = {"steps": steps, "pairs": loader.num_pairs, "pairs_seen": steps * training.batch_size}
+    losses = {name: value for name, value in curve[-1].items() if name.startswith("loss")}
+    write_json(out / "metrics.json", {"training": {**losses, **sizes}})
+
+
+def _find_vocabulary(name: str) -> Path:
+    """Find a vocabulary: a file, or that of a model on the Hugging Face hub or in its cache."""
+    if Path(name).is_file():
+        return Path(name)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, VOCABULARY))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"tokenizer.vocabulary {name!r} is no file here, and the hub does not give it: "
+            f"{' '.join(str(error).split())[:200]}: name a vocab.txt"
+        ) from None
+
+
+def _copy_vocabulary(source: Path, out: Path) -> None:
+    write_text(out / VOCABULARY, source.read_text(encoding="utf-8"))
