@@ -76,7 +76,9 @@ def evaluate_filter(config: Config, data: Path, out: Path, tracker: Tracker) -> 
         truth = read_truth(Path(config.evaluate.truth))
         kinds = _kinds(texts, truth, config.evaluate.truth)
     found = intervals(
-        _statistics(texts, kinds, threshold) | _truth_of_synthetic(texts, truth, threshold),
+        _shares(texts, kinds, threshold)
+        | _areas(texts, kinds)
+        | _truth_of_synthetic(texts, truth, threshold),
         texts.num_images,
         config.evaluate.bootstrap_samples,
         config.evaluate.confidence,
@@ -100,10 +102,10 @@ def evaluate_filter(config: Config, data: Path, out: Path, tracker: Tracker) -> 
     tracker.metrics({f"filter/{name}": interval.value for name, interval in found.items()})
 
 
-def _statistics(
+def _shares(
     texts: ScoredTexts, kinds: NDArray[np.str_] | None, threshold: float
 ) -> dict[str, Statistic]:
-    """Give the metrics, as statistics over the images; `kinds` (M) is empty where not known."""
+    """Give what a threshold does, as statistics; `kinds` (M) is empty where not known."""
     kept, web = texts.score > threshold, texts.origin == "web"
     synthetic = texts.origin == "synthetic"
     found = {"web_kept": _share(texts, kept & web, web)}
@@ -114,12 +116,20 @@ def _statistics(
     clean, noisy = kinds == CLEAN, (kinds != CLEAN) & (kinds != "")
     found["precision"] = _share(texts, kept & clean, kept & (clean | noisy))
     found["recall"] = _share(texts, kept & clean, clean)
-    found["auc"] = area_under_curve(clean, noisy, texts.score, texts.image)
     for kind in sorted(set(kinds.tolist()) - {""}):
         found[f"kinds/{kind}/kept"] = _share(texts, kept & (kinds == kind), kinds == kind)
-        if kind != CLEAN:
-            area = area_under_curve(clean, kinds == kind, texts.score, texts.image)
-            found[f"kinds/{kind}/auc"] = area
+    return found
+
+
+def _areas(texts: ScoredTexts, kinds: NDArray[np.str_] | None) -> dict[str, Statistic]:
+    """Give how well the scores part clean texts from noisy ones, of all kinds and of each."""
+    if kinds is None:
+        return {}
+    clean, noisy = kinds == CLEAN, (kinds != CLEAN) & (kinds != "")
+    found = {"auc": area_under_curve(clean, noisy, texts.score, texts.image)}
+    for kind in sorted(set(kinds[noisy].tolist())):
+        area = area_under_curve(clean, kinds == kind, texts.score, texts.image)
+        found[f"kinds/{kind}/auc"] = area
     return found
 
 
@@ -157,8 +167,8 @@ def _thresholds(
     rows: dict[str, list[float | None]] = {"threshold": []}
     for threshold in np.linspace(0, 1, 101).round(2).tolist():
         rows["threshold"].append(threshold)
-        for name, statistic in _statistics(texts, kinds, threshold).items():
-            if "/" not in name and name != "auc":
+        for name, statistic in _shares(texts, kinds, threshold).items():
+            if "/" not in name:
                 value = float(statistic(np.ones((1, texts.num_images)))[0])
                 rows.setdefault(name, []).append(value if np.isfinite(value) else None)
     return rows

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,6 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(
 
 
 def test_a_tampered_image_shard_is_named(demo, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "web"
     shutil.copytree(demo.web, copy)
     shard = open_dataset(copy).shards[1]
@@ -122,6 +121,6 @@ def test_a_tampered_image_shard_is_named(demo, tmp_path: Path) -> None:
 def test_a_model_without_a_decoder_is_refused(demo, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="captioning"):
         caption(demo.config, demo.filter, demo.web, tmp_path, tmp_path / "run", NullTracker())
+    nothing = tmp_path / "nothing"
     with pytest.raises(CheckpointError, match=r"nothing/config\.json"):
-        nothing = tmp_path / "nothing"
         caption(demo.config, nothing, demo.web, tmp_path, tmp_path / "run", NullTracker())

@@ -2,15 +2,30 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from blip.data.dataset import open_dataset, write_manifest
+from blip.data.loader import image_batches
+from blip.data.text import VOCABULARY, Tokenizer
+from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import intervals
-from blip.evaluate.retrieval import PER_IMAGE, Candidates, rerank, statistics
+from blip.evaluate.retrieval import (
+    PER_IMAGE,
+    Candidates,
+    evaluate_retrieval,
+    rerank,
+    statistics,
+)
 from blip.evaluate.retrieval import ranks as rank_targets
+from blip.files import digest_directory, read_json
+from blip.models.checkpoint import load_model
+from blip.tracker import NullTracker
 
 
 def candidates_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -20,8 +35,6 @@ def candidates_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def metrics_of(i2t: np.ndarray, t2i: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    import pyarrow as pa
-
     num_images, num_texts = i2t.shape
     indices, scores = candidates_of(i2t)
     each = rank_targets(indices[owner], scores[owner], np.arange(num_texts), num_texts)
@@ -129,3 +142,71 @@ def test_a_rank_is_the_place_in_the_sorted_row(size: int, k: int, seed: int) -> 
     target = generator.integers(0, size, size)
     found = rank_targets(candidates, scores, target, size)
     np.testing.assert_array_equal(found, places[np.arange(size), target])
+
+
+def test_a_model_is_measured_as_pair_by_pair(test_set, random_model, tmp_path: Path) -> None:
+    config, data = test_set
+    model = random_model("retrieval")
+    evaluate_retrieval(config, model, data, tmp_path, NullTracker())
+    table = pq.read_table(tmp_path / "per_image.parquet")
+    dataset = open_dataset(data)
+    rows = dataset.captions().to_pylist()
+    keys = dataset.records()["key"].to_pylist()
+    assert table["key"].to_pylist() == keys
+    owner = np.array([keys.index(row["key"]) for row in rows])
+    i2t, t2i = _every_pair(model, data, [row["text"] for row in rows], config.evaluate.k)
+    expected = metrics_of(i2t, t2i, owner)
+    found = read_json(tmp_path / "metrics.json")["retrieval"]
+    assert (found["images"], found["texts"]) == (12, len(rows))
+    for name, value in expected.items():
+        assert found[name]["value"] == pytest.approx(value)
+        assert found[name]["low"] <= value <= found[name]["high"]
+
+
+def _every_pair(model: Path, data: Path, texts: list[str], k: int) -> tuple[np.ndarray, ...]:
+    """Score every pair alone, then keep the candidates: the reference's matrices."""
+    network = load_model(model, "retrieval").eval()
+    tokenizer = Tokenizer(model / VOCABULARY)
+    cosine, match = [], []
+    with torch.no_grad():
+        for _, images in image_batches(open_dataset(data), 64, 1):
+            tokens = network.encode_image(images)
+            image_kv = network.project_images(tokens)
+            pairs = [tokenizer.encode([text], 35) for text in texts]
+            embeds = [network.embed_text(network.encode_text(*pair)) for pair in pairs]
+            cosine.append([float(network.embed_image(tokens) @ e.T) for e in embeds])
+            match.append([float(network.match(*pair, image_kv)[0, 1]) for pair in pairs])
+    matrices = []
+    for first, total in (
+        (np.array(cosine), np.array(cosine) + match),
+        (np.array(cosine).T, np.array(cosine).T + np.array(match).T),
+    ):
+        kept = np.argsort(-first, axis=1)[:, :k]
+        matrix = np.full(first.shape, -100.0)
+        np.put_along_axis(matrix, kept, np.take_along_axis(total, kept, 1), 1)
+        matrices.append(matrix)
+    return tuple(matrices)
+
+
+def test_equal_runs_give_equal_bytes(test_set, random_model, tmp_path: Path) -> None:
+    config, data = test_set
+    model = random_model("retrieval")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        evaluate_retrieval(config, model, data, tmp_path / name, NullTracker())
+    assert digest_directory(tmp_path / "one") == digest_directory(tmp_path / "two")
+
+
+def test_a_set_without_captions_is_refused(test_set, random_model, tmp_path: Path) -> None:
+    config, _ = test_set
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    write_manifest(bare, [], {}, {})
+    with pytest.raises(DataError, match="bare: has no caption to look for"):
+        evaluate_retrieval(config, random_model("retrieval"), bare, tmp_path, NullTracker())
+
+
+def test_a_captioner_cannot_retrieve(test_set, random_model, tmp_path: Path) -> None:
+    config, data = test_set
+    with pytest.raises(CheckpointError, match="retrieval"):
+        evaluate_retrieval(config, random_model("captioning"), data, tmp_path, NullTracker())
