@@ -146,13 +146,19 @@ def _by_prefix(
 
 
 def _close(session: Session, query: str, *columns: InstrumentedAttribute[str]) -> str:
-    """Give the names most like the query, of those that share a word with it, to end a message."""
+    """Give the names most like the query, to end a message.
+
+    They are looked for among those that share a word with it, so that the database finds them, and
+    where there are none among the first ones.
+    """
     close: list[str] = []
     for column in columns:
-        for word in sorted(re.findall(r"\w+", query), key=len, reverse=True)[:4]:
-            alike = select(column).where(column.icontains(word, autoescape=True)).distinct()
-            names = session.scalars(alike.limit(SUGGESTIONS)).all()
-            if found := difflib.get_close_matches(query, names, n=2, cutoff=0.5):
+        names = select(column).distinct().limit(SUGGESTIONS)
+        words = sorted(re.findall(r"\w+", query), key=len, reverse=True)[:4]
+        alike = [names.where(column.icontains(word, autoescape=True)) for word in words]
+        for statement in [*alike, names]:
+            known = session.scalars(statement).all()
+            if found := difflib.get_close_matches(query, known, n=2, cutoff=0.5):
                 close += found
                 break
     return "; did you mean " + " or ".join(map(repr, close)) + "?" if close else ""

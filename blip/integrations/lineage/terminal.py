@@ -82,28 +82,24 @@ def _written(answer: Written) -> Node:
 
 
 def _checkpoint(verb: str, model: Checkpoint, how: str = "") -> Node:
-    data = f", on {_versions(model.data)}" if model.data else ""
-    line = f"{verb}{model.name}  {model.task}  {model.digest[:DIGITS]}{how}{data}"
+    data = f", trained on {_versions(model.data)}" if model.data else ""
+    line = f"{verb}{model.name} ({model.task}, {model.digest[:DIGITS]}){how}{data}"
     return Node(line, [_checkpoint("from ", model.parent)] if model.parent else [])
 
 
 def _holding(holding: Holding) -> str:
-    place = f"in {_versions((holding.version,))}"
-    verdict = {True: ": kept", False: ": dropped", None: ""}[holding.kept]
-    scores = [
-        f"{name} {value:.3f}"
-        for name, value in (("match", holding.itm_score), ("cosine", holding.itc_score))
-        if value is not None
-    ]
-    if holding.threshold is not None:
-        scores.append(f"threshold {holding.threshold:g}")
-    return place + verdict + "".join(f", {part}" for part in (holding.reason, *scores) if part)
+    verdict = {True: "kept", False: "dropped", None: None}[holding.kept]
+    parts = [verdict, holding.reason]
+    for name, value in (("match", holding.itm_score), ("cosine", holding.itc_score)):
+        parts.append(None if value is None else f"{name} {value:.3f}")
+    parts.append(None if holding.threshold is None else f"threshold {holding.threshold:g}")
+    said = ", ".join(part for part in parts if part)
+    return f"in {_versions((holding.version,))}" + (f": {said}" if said else "")
 
 
 def _training(training: Training) -> str:
-    return (
-        f"trained {training.model}  {training.digest[:DIGITS]}, through {_versions(training.data)}"
-    )
+    model = f"{training.model} ({training.digest[:DIGITS]})"
+    return f"trained {model}, through {_versions(training.data)}"
 
 
 def _share(share: Share) -> str:
