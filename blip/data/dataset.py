@@ -210,7 +210,8 @@ def _shard(path: Path, entry: dict[str, Any]) -> Shard:
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # not `pq.read_table`, which imports pandas: a second at every start
+            table = file.read()
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
     if table.schema.remove_metadata() != schema:

@@ -1,0 +1,169 @@
+"""The verbs about whole experiments: run one, report on it, ask where a caption comes from, look at it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from blip.cli.options import PARAMS, Params, Sets, experiment_name, read_config
+
+catalog = typer.Typer(
+    help="The catalogue: a queryable index of the files, which can be made anew at any time.",
+    no_args_is_help=True,
+)
+
+
+def run(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages or groups to run with all they need; default: all.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset instead of params.yaml.")] = None,
+    sets: Sets = None,
+    name: Annotated[str | None, typer.Option(help="A name of your own for the experiment.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Stages to run at once; default: what the cores hold.")] = None,
+    launcher: Annotated[Literal["local", "kubernetes"], typer.Option(help="Where stages run.")] = "local",
+    share: Annotated[bool, typer.Option(help="Fetch results from the DVC remote first, push them at the end.")] = False,
+) -> None:
+    """Run an experiment: every stage that is out of date, side by side where they allow it.
+
+    With a preset, overrides or a name it runs in a git worktree of its own under .blip/experiments, and shares the
+    cache, MLflow and the catalogue with the others. With a Prefect API configured it runs as a Prefect flow.
+    """
+    import os
+
+    from blip.config import parse_overrides
+
+    overrides = parse_overrides(sets or [])
+    if os.environ.get("PREFECT_API_URL"):
+        if targets:
+            raise typer.BadParameter("targets are for runs without a Prefect API; deploy the flow of a part instead")
+        flow = {"name": name, "preset": preset, "overrides": overrides, "launcher": launcher, "slots": slots}
+        raise typer.Exit(_run_flow({**flow, "share": share}))
+    from blip.integrations.experiment import run_experiment
+    from blip.integrations.runner import Outcome, summary
+    from blip.report.terminal import format_results
+
+    def say(stage: str, line: str) -> None:
+        typer.echo(f"{stage:<26} {line}")
+
+    def done(outcome: Outcome) -> None:
+        if outcome.state not in ("cached", "skipped"):
+            typer.echo(f"{outcome.name:<26} {outcome.state} in {outcome.seconds:.1f} s")
+
+    outcomes, code = run_experiment(
+        Path.cwd(), name, preset, overrides,
+        targets=tuple(targets or ()), slots=slots, launcher=launcher, share=share, say=say, done=done,
+    )  # fmt: skip
+    typer.echo(f"\n{summary(outcomes)}")
+    if code == 0 and not targets:
+        typer.echo(f"\n{format_results(Path.cwd())}")
+    raise typer.Exit(code)
+
+
+def _run_flow(parameters: dict[str, object]) -> int:
+    """Run the Prefect flow in a process of its own, so that this package never imports Prefect."""
+    import os
+    import subprocess
+    import sys
+
+    from blip.integrations.launch import TELEMETRY_OFF
+
+    command = [sys.executable, "-m", "flows", "experiment", json.dumps(parameters)]
+    return subprocess.run(command, env={**TELEMETRY_OFF, **os.environ}, check=False).returncode
+
+
+def report(
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("reports/report.html"),
+    pictures: Annotated[Path | None, typer.Option(help="Also write each figure as SVG into this folder.")] = None,
+    params: Params = PARAMS,
+    sets: Sets = None,
+) -> None:
+    """Write the report of the finished experiment: one page that opens from disk."""
+    from blip.config import dump_config
+    from blip.files import digest_file
+    from blip.integrations.tracking import tracked
+    from blip.report import write_report
+    from blip.stage import Job
+    from blip.tracker import Journal
+
+    config = read_config(params, sets)
+    write_report(config, Path.cwd(), out, pictures)
+    job, key = Job("report", out, {}, {}, experiment=experiment_name(config)), digest_file(out)
+    with tracked(job, dump_config(config)):
+        journal = Journal(job.runs / f"report-{key[:16]}" / "journal.jsonl")
+        journal.start(stage="report", name="report", key=key, experiment=job.experiment, params={}, inputs={})
+        journal.artifact(out)
+        journal.end("FINISHED")
+    typer.echo(f"wrote {out}")
+
+
+def lineage(
+    query: Annotated[
+        str | None, typer.Argument(help="An image (file, key, source name) or a text (id, exact words).")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Instead: what this checkpoint wrote and judged.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print where a caption comes from: image, texts, who wrote and judged them, versions, runs that learned from it."""
+    from blip.errors import ConfigError
+    from blip.integrations.catalog import reading
+    from blip.integrations.lineage import format_tree, texts_by_model, to_json
+    from blip.integrations.lineage import lineage as trace
+    from blip.integrations.settings import catalog
+
+    if (query is None) == (model is None):
+        raise ConfigError("blip lineage takes an image, a text or --model, one of them")
+    with reading(catalog()) as session:
+        answer = texts_by_model(session, model) if model is not None else trace(session, str(query))
+        typer.echo(to_json(answer) if as_json else format_tree(answer))
+
+
+def track() -> None:
+    """Carry what the journals under runs/ still hold to MLflow, e.g. after its server was away."""
+    from blip.errors import IntegrationError
+    from blip.integrations.tracking.settings import load_settings
+    from blip.integrations.tracking.shipping import ship
+
+    shipped = ship(Path("runs"), load_settings(), last=True)
+    typer.echo(f"{shipped.points} points carried")
+    if shipped.problem:
+        raise IntegrationError(f"{len(shipped.waiting)} stages wait: {shipped.problem}")
+
+
+def ui() -> None:
+    """Start the MLflow UI and the Prefect UI on free loopback ports; Ctrl-C ends both."""
+    from blip.integrations.tracking.settings import load_settings
+    from blip.integrations.ui import serve
+
+    serve(load_settings(), typer.echo)
+
+
+@catalog.command()
+def rebuild() -> None:
+    """Empty the catalogue and fill it from the files of this workspace."""
+    from blip.integrations import settings
+    from blip.integrations.catalog import rebuild
+
+    typer.echo(f"{rebuild(settings.catalog(), Path.cwd())} stage outputs indexed")
+
+
+@catalog.command()
+def add(paths: Annotated[list[Path], typer.Argument(help="Stage outputs.")]) -> None:
+    """Index stage outputs, e.g. those that `dvc pull` brought."""
+    from blip.integrations import settings
+    from blip.integrations.catalog import add
+
+    engine = settings.catalog()
+    for path in paths:
+        add(engine, path)
+
+
+@catalog.command()
+def stats() -> None:
+    """Count what the catalogue holds."""
+    from blip.integrations import settings
+    from blip.integrations.catalog import count_rows
+
+    for table, rows in count_rows(settings.catalog()).items():
+        typer.echo(f"{rows:>10,}  {table}")
