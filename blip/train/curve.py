@@ -21,6 +21,19 @@ log = logging.getLogger(__name__)
 Point = dict[str, float]
 
 LOSSES = ("itc", "itm", "lm")  # reported as loss_itc, ...
+# Of curves.csv: these first, where there are such, then the others by name.
+COLUMNS = (
+    "step",
+    "loss",
+    "loss_itc",
+    "loss_itm",
+    "loss_lm",
+    "itm_accuracy",
+    "alpha",
+    "temperature",
+    "lr",
+    "grad_norm",
+)
 
 # The entropy of one match among three: what ITM costs a model that does not look (BLIP.md 2.2).
 STUCK_ITM = math.log(3) - math.log(2) * 2 / 3
@@ -143,9 +156,11 @@ class Curve:
 
 
 def write_curves(points: list[Point], path: Path) -> None:
-    """Write points as CSV, a column each, for plots."""
+    """Write points as CSV, for plots."""
+    names = [name for name in COLUMNS if name in points[0]]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
+    columns = names + sorted(points[0].keys() - set(names))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(points)
     write_text(path, text.getvalue())

@@ -1,0 +1,178 @@
+"""Pre-training and fine-tuning as stages: what they write; equal runs write equal bytes."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip.config import Config, Ingest, World, load_config
+from blip.data.ingest import ingest
+from blip.data.loader import PairLoader
+from blip.data.world import draw_world
+from blip.errors import ConfigError, DataError
+from blip.files import digest_directory, read_json
+from blip.models.checkpoint import load_model
+from blip.tracker import NullTracker
+from blip.train.run import build_tokenizer, finetune, pretrain
+
+PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
+SHORT = {"batch_size": 8, "checkpoint_every": 3, "log_every": 2, "image_size": 32}
+
+
+def short_config(**overrides: Any) -> Config:
+    changes: dict[str, Any] = {"pretrain.steps": 7}
+    for section in ("pretrain", "finetune.captioning", "finetune.retrieval"):
+        changes |= {f"{section}.{key}": value for key, value in SHORT.items()}
+    for task in ("captioning", "retrieval"):
+        changes[f"finetune.{task}.steps"] = 4
+    changes["tokenizer.size"] = 150
+    return load_config(PARAMS, changes | overrides)
+
+
+class Stage:
+    """A folder with ingested data and a tokenizer, and a place for what a run writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = [root / "datasets/web", root / "datasets/human"]
+        self.tokenizer = root / "tokenizer"
+
+    def folders(self, name: str) -> tuple[Path, Path]:
+        out, run_dir = self.root / "models" / name, self.root / "runs" / name
+        out.mkdir(parents=True, exist_ok=True)
+        return out, run_dir
+
+    def pretrain(self, name: str, config: Config | None = None) -> Path:
+        out, run_dir = self.folders(name)
+        pretrain(config or short_config(), self.data, self.tokenizer, out, run_dir, NullTracker())
+        return out
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    root = tmp_path_factory.mktemp("experiment")
+    world = {
+        **short_config().world.model_dump(),
+        "image_size": 32,
+        "web": 40,
+        "human": 8,
+        "test": 2,
+    }
+    (root / "data").mkdir()
+    draw_world(World(**world), root / "data")
+    section = short_config().ingest.model_dump()
+    for source in section["sources"].values():
+        for key in ("annotations", "images"):
+            source[key] = str(root / source[key])
+    stage = Stage(root)
+    for path in stage.data:
+        path.mkdir(parents=True)
+        ingest(Ingest(**{**section, "shard_size": 16}), path.name, path, NullTracker())
+    build_tokenizer(short_config(), stage.data, stage.tokenizer)
+    return stage
+
+
+@pytest.fixture(scope="module")
+def pretrained(stage: Stage) -> Path:
+    return stage.pretrain("pretrained")
+
+
+def test_pretraining_writes_a_model_and_its_numbers(pretrained: Path) -> None:
+    files = {"model.safetensors", "config.json", "vocab.txt", "metrics.json", "curves.csv"}
+    assert {path.name for path in pretrained.iterdir()} == files
+    model = load_model(pretrained)
+    assert (model.parts, model.image_size) == ("pretrain", 32)
+    metrics = read_json(pretrained / "metrics.json")["training"]
+    assert metrics["steps"] == 7
+    assert metrics["pairs_seen"] == 56
+    assert metrics["pairs"] == 40 + 8 * 5
+    with (pretrained / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 7]
+    expected = {"loss", "loss_itc", "loss_itm", "loss_lm", "itm_accuracy", "alpha", "temperature"}
+    assert expected | {"lr", "grad_norm"} <= rows[0].keys()
+    parts = sum(float(rows[-1][f"loss_{part}"]) for part in ("itc", "itm", "lm"))
+    assert float(rows[-1]["loss"]) == pytest.approx(parts, rel=1e-5)
+    assert metrics["loss"] == float(rows[-1]["loss"])
+
+
+def test_equal_runs_write_equal_bytes(stage: Stage, pretrained: Path) -> None:
+    assert digest_directory(stage.pretrain("again")) == digest_directory(pretrained)
+    other = stage.pretrain("other", short_config(seed=8))
+    assert digest_directory(other) != digest_directory(pretrained)
+
+
+@pytest.mark.parametrize("stop", [0, 4])
+def test_stopped_run_goes_on_to_the_same_bytes(
+    stage: Stage, pretrained: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    iterate = PairLoader.iterate
+
+    def interrupted(self: PairLoader, start: int, end: int) -> Any:
+        for step, batch in enumerate(iterate(self, start, end), start):
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    name = f"stopped{stop}"
+    with monkeypatch.context() as patch:
+        patch.setattr(PairLoader, "iterate", interrupted)
+        with pytest.raises(SystemExit):
+            stage.pretrain(name)
+    assert not list((stage.root / "models" / name).iterdir())
+    assert digest_directory(stage.pretrain(name)) == digest_directory(pretrained)
+
+
+def test_workers_change_nothing(stage: Stage, pretrained: Path) -> None:
+    config = short_config(**{"pretrain.num_workers": 2})
+    assert digest_directory(stage.pretrain("workers", config)) == digest_directory(pretrained)
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_finetuning_takes_its_parts(stage: Stage, pretrained: Path, task: Any) -> None:
+    out, run_dir = stage.folders(task)
+    # Another size than in pre-training: the position embedding is resampled.
+    config = short_config(**{f"finetune.{task}.image_size": 48})
+    finetune(config, task, pretrained, stage.data[1], out, run_dir, NullTracker())
+    model = load_model(out)
+    assert (model.parts, model.image_size) == (task, 48)
+    assert (out / "vocab.txt").read_bytes() == (pretrained / "vocab.txt").read_bytes()
+    metrics = read_json(out / "metrics.json")["training"]
+    assert metrics["steps"] == 4
+    assert ("loss_lm" in metrics) == (task == "captioning")
+    assert ("loss_itm" in metrics) == (task == "retrieval")
+
+
+def test_vocabulary_may_be_a_file(stage: Stage, tmp_path: Path) -> None:
+    vocabulary = stage.tokenizer / "vocab.txt"
+    config = short_config(**{"tokenizer.vocabulary": str(vocabulary)})
+    build_tokenizer(config, stage.data, tmp_path)
+    assert (tmp_path / "vocab.txt").read_bytes() == vocabulary.read_bytes()
+    size = len(vocabulary.read_text().split()) + 2
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"tokenizer": {"size": size}}
+
+
+def test_missing_vocabulary_is_one_message(stage: Stage, tmp_path: Path) -> None:
+    config = short_config(**{"tokenizer.vocabulary": "no/such/vocab.txt"})
+    with pytest.raises(ConfigError, match="no file here"):
+        build_tokenizer(config, stage.data, tmp_path)
+
+
+def test_bad_combinations_are_refused_before_training(stage: Stage, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_tokens 65 is more than"):
+        stage.pretrain("refused", short_config(**{"pretrain.max_tokens": 65}))
+    with pytest.raises(ConfigError, match="set both to null"):
+        stage.pretrain("refused", short_config(**{"model.vision_weights": "deit"}))
+    with pytest.raises(DataError, match=r"nowhere: no such dataset version"):
+        pretrain(
+            short_config(),
+            [tmp_path / "nowhere"],
+            stage.tokenizer,
+            tmp_path,
+            tmp_path,
+            NullTracker(),
+        )
