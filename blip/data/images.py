@@ -7,17 +7,19 @@ import struct
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from blip.data.dataset import Shard
 from blip.errors import DataError
 from blip.files import digest_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
@@ -50,8 +52,21 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         return Header(image.width, image.height, EXTENSIONS[str(image.format)])
 
 
-def decode_image(data: bytes, max_pixels: int) -> Tensor:
-    """Decode a whole image (of an animation the first frame): (3, H, W) uint8, RGB.
+def decode_image(data: bytes, max_pixels: int) -> "Tensor":
+    """Decode a whole image as the model reads it: (3, H, W) uint8, RGB (see `decode_pixels`).
+
+    Raises:
+        OversizedImageError: It holds more than `max_pixels` pixels.
+        DataError: The bytes are no image, or are cut short or damaged.
+    """
+    import torch  # takes seconds, and taking collections in does without
+
+    pixels = decode_pixels(data, max_pixels)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def decode_pixels(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode a whole image (of an animation the first frame): (H, W, 3) uint8, RGB.
 
     As in the reference, orientation tags are not followed and transparency is dropped.
 
@@ -61,10 +76,9 @@ def decode_image(data: bytes, max_pixels: int) -> Tensor:
     """
     with _open(data, max_pixels) as image:
         try:
-            pixels = _decode(image, data)
+            return _decode(image, data)
         except _MALFORMED as error:
             raise DataError(f"cannot be decoded: {error}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class ShardImages:

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from blip.config import Ingest, Source
 from blip.data.dataset import CAPTIONS, RECORDS, Shard, caption_id, write_manifest, write_table
-from blip.data.images import OversizedImageError, decode_image, read_header
+from blip.data.images import OversizedImageError, decode_pixels, read_header
 from blip.data.sources import ImageStore, SourceRecord, read_records
 from blip.data.tar import TarWriter
 from blip.data.truth import TRUTH, Truth, write_truth
@@ -171,7 +171,7 @@ def _check_image(
         header = read_header(data, config.max_pixels)
         if min(header.width, header.height) < config.min_side:
             return "tiny", f"{header.width} x {header.height}"
-        decode_image(data, config.max_pixels)
+        decode_pixels(data, config.max_pixels)
     except OversizedImageError as error:
         return "oversized", str(error)
     except DataError as error:

@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 from blip.config import Source
 from blip.data.tar import index_tar
 from blip.errors import DataError
-from blip.files import digest_json, read_json
+from blip.files import read_json
 
 IMAGE_COLUMNS = ("image", "path", "filepath", "file_path", "image_path", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "alt_text")
@@ -57,7 +58,7 @@ def read_records(source: Source) -> Iterator[SourceRecord]:
     path = Path(source.annotations)
     records = _merge_neighbours(_parse(source.format, path))
     if source.split is not None:
-        records = _keep(records, _read_lines(Path(source.split)))
+        records = _keep(records, Path(source.split))
     stop = None if source.limit is None else source.skip + source.limit
     records = itertools.islice(records, source.skip, stop)
     first = next(records, None)
@@ -223,7 +224,7 @@ def _parse_parquet(path: Path) -> Iterator[SourceRecord]:
 
 def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
     """Lines of `name.jpg#0<tab>caption`."""
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in _read_lines(path):
         image, tab, caption = line.partition("\t")
         name, sign, index = image.rpartition("#")
         if not (tab and sign and index.isdigit()):
@@ -303,9 +304,12 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _read_lines(path: Path) -> list[str]:
-    with _reading(path):
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that are not blank, with their numbers."""
+    with _reading(path), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\n")
 
 
 @contextlib.contextmanager
@@ -326,8 +330,8 @@ def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]
         yield SourceRecord(source, tuple(text for record in same for text in record.captions))
 
 
-def _keep(records: Iterable[SourceRecord], names: Iterable[str]) -> Iterator[SourceRecord]:
-    wanted = {name.strip() for name in names}
+def _keep(records: Iterable[SourceRecord], split: Path) -> Iterator[SourceRecord]:
+    wanted = {line.strip() for _, line in _read_lines(split)}
     return (record for record in records if record.source in wanted)
 
 
@@ -337,7 +341,8 @@ def _mismatch(records: list[SourceRecord], share: float) -> Iterator[SourceRecor
     The images are ranked by the digest of their names; each of the first takes the captions of the
     next in rank (the last of the first), which shares no caption with it.
     """
-    ranked = sorted(range(len(records)), key=lambda i: digest_json(records[i].source))
+    digests = [sha256(r.source.encode(errors="surrogatepass")).digest() for r in records]
+    ranked = sorted(range(len(records)), key=digests.__getitem__)
     chosen = ranked[: int(share * len(records) + 0.5)]
     lenders = chosen if len(chosen) > 1 else ranked
     borrowed = {}
