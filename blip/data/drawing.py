@@ -17,7 +17,7 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Integers = np.ndarray[Any, np.dtype[np.int32]]
 
 UNIT = 64  # lengths below are for pictures of this side and scale with it
-SIDE = {"small": 17, "large": 25}
+SIDE = {"small": 19, "large": 28}
 RGB = {
     "red": (208, 34, 44),
     "orange": (240, 124, 20),
@@ -94,14 +94,14 @@ def _background(scene: Scene, side: int, dice: Dice) -> Integers:
 def _places(scene: Scene, dice: Dice) -> list[list[tuple[int, int]]]:
     """Give the centres (x, y) of each group's members, in `UNIT` lengths."""
     if scene.relation is None:
-        return [[_jitter(x, y, 3, dice) for x, y in _alone(scene.groups[0].count, dice)]]
+        return [[_jitter(x, y, 2, dice) for x, y in _alone(scene.groups[0].count, dice)]]
     first, second = _halves(scene.relation)
     places = []
     for group, middle in zip(scene.groups, (first, second), strict=True):
-        across = [32 + dice.around(10)] if group.count == 1 else [17, 47]
+        across = [32 + dice.around(8)] if group.count == 1 else [17, 47]
         upright = scene.relation in ("above", "below")
         centres = [(a, middle) if upright else (middle, a) for a in across]
-        places.append([_jitter(x, y, 2, dice) for x, y in centres])
+        places.append([_jitter(x, y, 1, dice) for x, y in centres])
     return places
 
 

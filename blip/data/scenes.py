@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 Relation = Literal["left", "right", "above", "below"]
 
-# Told apart by their mass, which a tiny model learns in minutes; fine outlines it does not.
+# The first four are told apart by their mass, which a tiny model learns in minutes; fine outlines it does not.
 SHAPES = ("square", "ring", "bar", "pole", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple")
 SIZES = ("small", "large")
@@ -104,10 +104,19 @@ class Scene:
         return replace(self, groups=self.groups[::-1], relation=OPPOSITE[self.relation])
 
 
+# How common things are: mostly what a tiny model can learn in minutes, seldom what it cannot.
+_TWO_GROUPS = 0.5
+_ANOTHER = 0.3  # one more of the same in a group
+_TEXTURED = 0.2
+_SHAPES = (*SHAPES[:4] * 3, SHAPES[4])
+_SIZES = ("small", *("large",) * 7)
+_PATTERNS = (*("plain",) * 6, "speckled", "checked")
+
+
 def draw_scene(dice: Dice) -> Scene:
-    """Draw a scene: three in four have two groups, which differ in shape or colour."""
-    tone, pattern = dice.pick(TONES), dice.pick(PATTERNS)
-    if not dice.chance(0.75):
+    """Draw a scene: one in two has two groups, which differ in shape or colour."""
+    tone, pattern = dice.pick(TONES), dice.pick(_PATTERNS)
+    if not dice.chance(_TWO_GROUPS):
         return Scene((_draw_group(dice, 3),), None, tone, pattern)
     first = second = _draw_group(dice, 2)
     while (second.shape, second.colour) == (first.shape, first.colour):
@@ -131,10 +140,10 @@ def alter(
 
 def _draw_group(dice: Dice, max_count: int) -> Group:
     count = 1
-    while count < max_count and dice.chance(0.35):
+    while count < max_count and dice.chance(_ANOTHER):
         count += 1
-    texture = dice.pick(TEXTURES) if dice.chance(0.6) else "plain"
-    return Group(dice.pick(SHAPES), dice.pick(COLOURS), dice.pick(SIZES), texture, count)
+    texture = dice.pick(TEXTURES[1:]) if dice.chance(_TEXTURED) else TEXTURES[0]
+    return Group(dice.pick(_SHAPES), dice.pick(COLOURS), dice.pick(_SIZES), texture, count)
 
 
 def _other(values: Sequence[T], value: T | None, dice: Dice) -> T:
