@@ -3,6 +3,8 @@
 import json
 import sys
 
+from prefect.exceptions import ParameterTypeError
+
 from blip.errors import BlipError
 from blip.integrations.runner import exit_code, summary
 from flows import experiment as flows
@@ -15,12 +17,17 @@ def main() -> None:
         state = getattr(flows, name)(**parameters, return_state=True)
     except KeyboardInterrupt:
         sys.exit(130)
-    outcomes = state.data
-    if not isinstance(outcomes, list):
-        sys.stderr.write(f"blip: {state.message}\n")
-        sys.exit(2 if isinstance(outcomes, BlipError) else 1)
-    sys.stdout.write(f"{summary(outcomes)}\n")
-    sys.exit(exit_code(outcomes, []))
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        sys.stderr.write(f"blip: {error}: start it (prefect server start) or unset PREFECT_API_URL\n")
+        sys.exit(2)
+    outcomes = state.result(raise_on_failure=False)
+    if isinstance(outcomes, list):
+        sys.stdout.write(f"{summary(outcomes)}\n")
+        sys.exit(exit_code(outcomes, []))
+    sys.stderr.write(f"blip: {state.message}\n")
+    sys.exit(2 if isinstance(outcomes, BlipError | ParameterTypeError) else 1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ runs in the current directory, which is the root of the project.
 from typing import Any, Literal
 
 from prefect import Flow, flow, runtime
+from prefect.states import Failed
 
+from blip.errors import BlipError
 from blip.integrations.launch import Kind
 from flows.stages import flow_state, run_stages
 
@@ -47,15 +49,18 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
             slots: How many stages may run at once; by default as many as the cores hold.
             share: Fetch known results from the DVC remote first, and push the results at the end.
         """
-        outcomes = run_stages(
-            targets,
-            name=name,
-            preset=preset,
-            overrides=overrides or {},
-            launcher=launcher,
-            slots=slots,
-            share=share,
-        )
+        try:
+            outcomes = run_stages(
+                targets,
+                name=name,
+                preset=preset,
+                overrides=overrides or {},
+                launcher=launcher,
+                slots=slots,
+                share=share,
+            )
+        except BlipError as error:
+            return Failed(message=str(error), data=error)
         return flow_state(outcomes)
 
     return run

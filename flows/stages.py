@@ -82,7 +82,7 @@ class _Tasks:
         fresh, rest = self._todo.split()
         outcomes = [Outcome(node.name, "cached") for node in fresh]
         for node, outcome in zip(fresh, outcomes, strict=True):
-            self._submit(node, outcome)
+            self._show(node, outcome)
         outcomes += schedule(rest, self._todo.urgency, slots, self._start, self._run.stopped, self._tell)
         for future in self._futures.values():
             future.wait()
@@ -97,26 +97,29 @@ class _Tasks:
             last = attempt(node, self._run, get_run_logger().info)
             return _state(last)
 
-        task_run = self._submit_body(node, bring)
-        task_run.add_done_callback(lambda _: ended.set_result(last))
+        self._submit(node, bring, node.upstream).add_done_callback(lambda _: ended.set_result(last))
         return ended
 
-    def _submit(self, node: Node, outcome: Outcome) -> None:
-        """Show a stage that needs no work as a task."""
-        self._submit_body(node, lambda name: _state(outcome))
+    def _show(self, node: Node, outcome: Outcome) -> None:
+        """Show a stage that needs no work, or gets none, as a task; on a failed one it cannot wait."""
+        upstream = node.upstream if outcome.good else ()
+        self._submit(node, lambda name: _state(outcome), upstream)
 
-    def _submit_body(self, node: Node, body: Callable[[str], State[Any]]) -> PrefectFuture[Any]:
-        upstream = [self._futures[name] for name in node.upstream if name in self._futures]
+    def _submit(
+        self, node: Node, body: Callable[[str], State[Any]], upstream: tuple[str, ...]
+    ) -> PrefectFuture[Any]:
+        known = [self._futures[name] for name in upstream if name in self._futures]
         future: PrefectFuture[Any] = _task(node, body).submit(
-            node.name, return_state=False, wait_for=upstream
+            node.name, return_state=False, wait_for=known
         )
         self._futures[node.name] = future
         return future
 
     def _tell(self, outcome: Outcome) -> None:
-        self._log.info("%s: %s%s", outcome.name, outcome.state, f": {outcome.message}" if outcome.message else "")
+        reason = f": {outcome.message}" if outcome.message else ""
+        self._log.info("%s: %s%s", outcome.name, outcome.state, reason)
         if outcome.name not in self._futures:
-            self._submit(self._todo.nodes[outcome.name], outcome)
+            self._show(self._todo.nodes[outcome.name], outcome)
 
 
 def _task(node: Node, body: Callable[[str], State[Any]]) -> Task[[str], State[Any]]:

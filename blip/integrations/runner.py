@@ -110,8 +110,9 @@ def plan(config: Config, targets: Iterable[str] = ()) -> Plan:
     Raises:
         ConfigError: A target names no stage.
     """
-    nodes = _with_generator(_select(versioning.read_graph(), list(targets)), config)
-    stale = versioning.out_of_date() | {n.name for n in nodes.values() if _other_world(n, config)}
+    graph, stale = versioning.survey()
+    nodes = _with_generator(_select(graph, list(targets)), config)
+    stale |= {node.name for node in nodes.values() if _other_world(node, config)}
     fresh: set[str] = set()
     for node in nodes.values():
         if node.name not in stale and fresh.issuperset(node.upstream):

@@ -32,6 +32,8 @@ class Node:
         command: What to run, with every parameter in place.
         description: What it is for, in a few words.
         upstream: Names of the nodes whose outputs it reads.
+        deps: Paths that it reads: data, models, code.
+        params: Keys of `params.yaml` that it reads.
         outs: Paths that it writes.
         reports: Those among them that git keeps and not the cache: small metrics.
         weight: Its rough share of the time, to run the longest chain first.
@@ -45,6 +47,8 @@ class Node:
     command: str | None
     description: str = ""
     upstream: tuple[str, ...] = ()
+    deps: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
     outs: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
     weight: float = 1.0
@@ -93,12 +97,26 @@ def read_graph() -> dict[str, Node]:
     Raises:
         IntegrationError: No DVC project here, or `dvc.yaml` cannot be read.
     """
+    with _open() as repo:
+        return _graph(repo)
+
+
+@_through_dvc
+def survey() -> tuple[dict[str, Node], set[str]]:
+    """Read the graph, and name the nodes that differ from what `dvc.lock` records.
+
+    A node whose upstream is yet to run again is not named for that alone.
+    """
+    with _open() as repo:
+        return _graph(repo), set(repo.status())
+
+
+def _graph(repo: Any) -> dict[str, Node]:
     import networkx
 
-    with _open() as repo:
-        graph = repo.index.graph  # an edge leads from a stage to its upstream
-        order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda s: s.addressing)
-        return {stage.addressing: _node(stage, graph) for stage in order}
+    graph = repo.index.graph  # an edge leads from a stage to its upstream
+    order = networkx.lexicographical_topological_sort(graph.reverse(), key=lambda s: s.addressing)
+    return {stage.addressing: _node(stage, graph) for stage in order}
 
 
 def _node(stage: Any, graph: Any) -> Node:
@@ -108,6 +126,8 @@ def _node(stage: Any, graph: Any) -> Node:
         command="\n".join(stage.cmd) if isinstance(stage.cmd, list) else stage.cmd,
         description=stage.desc or "",
         upstream=tuple(sorted(upstream.addressing for upstream in graph.successors(stage))),
+        deps=tuple(dep.def_path for dep in stage.deps if dep not in stage.params),
+        params=tuple(key for dep in stage.params for key in dep.params),
         outs=tuple(out.def_path for out in stage.outs),
         reports=tuple(out.def_path for out in stage.outs if not out.use_cache),
         weight=float(meta.get("weight", 1.0)),
@@ -116,16 +136,6 @@ def _node(stage: Any, graph: Any) -> Node:
         pinned=stage.is_data_source,
         made_from=str(meta.get(MADE_FROM, "")),
     )
-
-
-@_through_dvc
-def out_of_date() -> set[str]:
-    """Name the nodes that differ from what `dvc.lock` records.
-
-    A node whose upstream is yet to run again is not named for that alone.
-    """
-    with _open() as repo:
-        return set(repo.status())
 
 
 @_through_dvc
