@@ -1,4 +1,4 @@
-"""The report of an experiment: one page that opens from disk and says what bootstrapping gained, and why."""
+"""The report of an experiment: one page that says what bootstrapping gained, and why."""
 
 from blip.report.page import write_report
 

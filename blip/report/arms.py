@@ -1,4 +1,4 @@
-"""The arms of an experiment: models pre-trained on different corpora, how they are called and coloured."""
+"""The arms of an experiment: models pre-trained on different corpora, their names and colours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,10 +36,23 @@ class Arm:
 
 
 def read_arms(root: Path) -> list[Arm]:
-    """Find the arms that were pre-trained or measured under `root`: the known ones first, the candidate last of them."""
-    trained = {path.parent.name for path in root.glob(f"models/*/{RECORD}") if read_record(path.parent)["stage"] == "pretrain"}
-    measured = {path.parent.parent.name for path in root.glob("results/*/*/metrics.json")} - {"comparison", "promotion"}
+    """Find the arms that were pre-trained or measured under `root`, the known ones first."""
+    trained = {
+        path.parent.name
+        for path in root.glob(f"models/*/{RECORD}")
+        if read_record(path.parent)["stage"] == "pretrain"
+    }
+    measured = {path.parent.parent.name for path in root.glob("results/*/*/metrics.json")} - {
+        "comparison",
+        "promotion",
+    }
     found = trained | measured
-    others = {name: (name, _MORE[i % len(_MORE)]) for i, name in enumerate(sorted(found - set(_KNOWN)))}
+    others = {
+        name: (name, _MORE[i % len(_MORE)]) for i, name in enumerate(sorted(found - set(_KNOWN)))
+    }
     looks = {**_KNOWN, **others}
-    return [Arm(n, label, series, read_record(root / "models" / n)) for n, (label, series) in looks.items() if n in found]
+    return [
+        Arm(n, label, series, read_record(root / "models" / n))
+        for n, (label, series) in looks.items()
+        if n in found
+    ]

@@ -57,8 +57,10 @@ def rounded_range(values: Sequence[float], about: int = 4) -> tuple[float, float
     low, high = min(values), max(values)
     if low == high:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
-    step = _step(low, high, about)
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    for _ in range(2):  # a range that was widened may have coarser ticks
+        step = _step(low, high, about)
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    return low, high
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -78,12 +80,18 @@ def tick_text(value: float, all_ticks: Sequence[float], sign: bool = False) -> s
 
 def number(value: float, decimals: int) -> str:
     """Write a number for people: a real minus sign, thousands apart."""
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace(
+        ",", "\N{NARROW NO-BREAK SPACE}"
+    )
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", class_: str | None = None) -> Markup:
+def text(
+    x: float, y: float, content: str, anchor: str = "start", class_: str | None = None
+) -> Markup:
     """Give a text that starts, ends or is centred (`middle`) at a point."""
-    return tag("text", content, x=x, y=y, text_anchor=None if anchor == "start" else anchor, class_=class_)
+    return tag(
+        "text", content, x=x, y=y, text_anchor=None if anchor == "start" else anchor, class_=class_
+    )
 
 
 def x_axis(scale: Scale, y: float, title: str, about: int = 5, sign: bool = False) -> Markup:
@@ -96,9 +104,15 @@ def x_axis(scale: Scale, y: float, title: str, about: int = 5, sign: bool = Fals
 def y_axis(scale: Scale, x: float, end: float, about: int = 4, percent: bool = False) -> Markup:
     """Give horizontal grid lines from `x` to `end` with the ticks' texts left of them."""
     values = ticks(scale.low, scale.high, about)
-    shown = [tick_text(v * 100, [t * 100 for t in values]) + " %" if percent else tick_text(v, values) for v in values]
+    shown = [
+        tick_text(v * 100, [t * 100 for t in values]) + "%" if percent else tick_text(v, values)
+        for v in values
+    ]
     return join(
-        [tag("line", x1=x, x2=end, y1=scale(v), y2=scale(v), class_="grid"), text(x - 7, scale(v) + 4, s, "end", "tick")]
+        [
+            tag("line", x1=x, x2=end, y1=scale(v), y2=scale(v), class_="grid"),
+            text(x - 7, scale(v) + 4, s, "end", "tick"),
+        ]
         for v, s in zip(values, shown, strict=True)
     )
 
@@ -106,4 +120,6 @@ def y_axis(scale: Scale, x: float, end: float, about: int = 4, percent: bool = F
 def _step(low: float, high: float, about: int) -> float:
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if raw <= power * factor * (1 + 1e-9))
+    return next(
+        power * factor for factor in (1, 2, 2.5, 5, 10) if raw <= power * factor * (1 + 1e-9)
+    )

@@ -1,6 +1,6 @@
-"""The kinds of chart of the report: lines, intervals, histograms and bars, as SVG without a library.
+"""The kinds of chart of the report: lines, intervals, histograms and bars, as plain SVG.
 
-Colours are classes (`series-...`), so that a page or a picture gives them for its light or dark ground.
+Colours are classes (`series-...`), which a style sheet gives for its light or dark ground.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from blip.report.axes import Chart, Scale, rounded_range, text, ticks, x_axis, y_axis
 from blip.report.markup import Markup, join, tag
-
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Line:
 
 @dataclass(frozen=True)
 class IntervalRow:
-    """A value with its interval; what it is stands at the left, its numbers in words at the right."""
+    """A value with its interval; its label stands at the left, its numbers at the right."""
 
     label: str
     series: str
@@ -89,24 +88,55 @@ def line_chart(
     x = Scale(min(x_values), max(max(x_values), min(x_values) + 1e-9), 46, width - 12)
     low, high = y_range or rounded_range([y for line in lines for y in line.ys])
     y = Scale(low, high, height - 44, 34)
-    drawn = [
-        [_curve(x, y, line.xs, line.raw, f"raw {line.series}") if line.raw else None for line in lines],
-        [_curve(x, y, line.xs, line.ys, f"line {line.series}", line.name) for line in lines],
-    ]
-    content = join([text(0, 16, title, class_="name"), y_axis(y, x.start, x.end, percent=percent), x_axis(x, y.start, x_title), drawn])
-    return Chart(title, width, height, join([content, _mark(x, y, *mark) if mark else None]))
+    raw = [_curve(x, y, line.xs, line.raw, f"raw {line.series}") for line in lines if line.raw]
+    drawn = [_curve(x, y, line.xs, line.ys, f"line {line.series}", line.name) for line in lines]
+    content = join(
+        [
+            text(0, 16, title, class_="name"),
+            y_axis(y, x.start, x.end, percent=percent),
+            x_axis(x, y.start, x_title),
+            raw,
+            drawn,
+            _mark(x, y, *mark) if mark else None,
+        ]
+    )
+    return Chart(title, width, height, content)
 
 
-def interval_chart(title: str, rows: Sequence[IntervalRow], x_title: str, width: float = 480.0) -> Chart:
-    """Draw differences with their intervals around zero (a forest plot); hollow marks include zero."""
-    low, high = rounded_range([0.0, *(v for row in rows for v in (row.low, row.high))])
+def interval_chart(
+    title: str,
+    rows: Sequence[IntervalRow],
+    x_title: str,
+    ends: Sequence[float],
+    width: float = 400.0,
+) -> Chart:
+    """Draw differences with their intervals around zero (a forest plot); hollow marks include zero.
+
+    Args:
+        title: What the x axis measures.
+        rows: From top to bottom.
+        x_title: The unit.
+        ends: Values that the x axis must hold, those of the rows included.
+        width: Of the drawing.
+    """
+    low, high = rounded_range([0.0, *ends])
     row_height, top = 40.0, 30.0
     bottom = top + row_height * len(rows)
-    x = Scale(low, high, 92, width - 108)
-    grid = [tag("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid") for v in ticks(low, high)]
+    x = Scale(low, high, 86, width - 108)
+    grid = [
+        tag("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid") for v in ticks(low, high)
+    ]
     zero = tag("line", x1=x(0), x2=x(0), y1=top, y2=bottom, class_="zero")
-    drawn = [_interval_row(row, x, top + row_height * (i + 0.5), width) for i, row in enumerate(rows)]
-    content = [text(0, 16, title, class_="name"), grid, zero, x_axis(x, bottom, x_title, 4, sign=True), drawn]
+    drawn = [
+        _interval_row(row, x, top + row_height * (i + 0.5), width) for i, row in enumerate(rows)
+    ]
+    content = [
+        text(0, 16, title, class_="name"),
+        grid,
+        zero,
+        x_axis(x, bottom, x_title, 4, sign=True),
+        drawn,
+    ]
     return Chart(title, width, bottom + 38, join(content))
 
 
@@ -119,7 +149,7 @@ def histogram_chart(
     width: float = 400.0,
     height: float = 230.0,
 ) -> Chart:
-    """Draw histograms over each other, each as shares of its own group, so that a small group shows too.
+    """Draw histograms over each other, each as shares of its own group: a small one shows too.
 
     Args:
         title: What the y axis measures.
@@ -134,7 +164,11 @@ def histogram_chart(
     x = Scale(edges[0], edges[-1], 46, width - 12)
     y = Scale(0.0, rounded_range([0.0, *(s for row in shares for s in row)])[1], height - 44, 34)
     drawn = [_steps(group, row, edges, x, y) for group, row in zip(groups, shares, strict=True)]
-    frame = [text(0, 16, title, class_="name"), y_axis(y, x.start, x.end, percent=True), x_axis(x, y.start, x_title)]
+    frame = [
+        text(0, 16, title, class_="name"),
+        y_axis(y, x.start, x.end, percent=True),
+        x_axis(x, y.start, x_title),
+    ]
     return Chart(title, width, height, join([frame, drawn, _mark(x, y, *mark) if mark else None]))
 
 
@@ -159,10 +193,14 @@ def bar_chart(
     longest = longest or max(sum(value for _, value in bar.segments) for bar in bars)
     x = Scale(0.0, longest or 1.0, label_width, width - note_width)
     drawn = [_bar(bar, x, 32 + 26 * index) for index, bar in enumerate(bars)]
-    return Chart(title, width, 36 + 26 * len(bars), join([text(0, 16, title, class_="name"), drawn]))
+    return Chart(
+        title, width, 36 + 26 * len(bars), join([text(0, 16, title, class_="name"), drawn])
+    )
 
 
-def _curve(x: Scale, y: Scale, xs: Sequence[float], ys: Sequence[float], class_: str, name: str = "") -> Markup:
+def _curve(
+    x: Scale, y: Scale, xs: Sequence[float], ys: Sequence[float], class_: str, name: str = ""
+) -> Markup:
     points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(xs, ys, strict=True))
     return tag("polyline", tag("title", name) if name else None, points=points, class_=class_)
 
@@ -170,7 +208,9 @@ def _curve(x: Scale, y: Scale, xs: Sequence[float], ys: Sequence[float], class_:
 def _mark(x: Scale, y: Scale, value: float, name: str) -> Markup:
     anchor = "end" if x(value) > (x.start + x.end) / 2 + 1 else "start"
     line = tag("line", x1=x(value), x2=x(value), y1=y.start, y2=y.end - 4, class_="mark")
-    return join([line, text(x(value) + (5 if anchor == "start" else -5), y.end + 6, name, anchor, "tick")])
+    return join(
+        [line, text(x(value) + (5 if anchor == "start" else -5), y.end + 6, name, anchor, "tick")]
+    )
 
 
 def _interval_row(row: IntervalRow, x: Scale, y: float, width: float) -> Markup:
@@ -187,7 +227,9 @@ def _interval_row(row: IntervalRow, x: Scale, y: float, width: float) -> Markup:
     )
 
 
-def _steps(group: Histogram, shares: Sequence[float], edges: Sequence[float], x: Scale, y: Scale) -> Markup:
+def _steps(
+    group: Histogram, shares: Sequence[float], edges: Sequence[float], x: Scale, y: Scale
+) -> Markup:
     corners = [(x(edges[0]), y.start)]
     for left, right, share in zip(edges, edges[1:], shares, strict=False):
         corners += [(x(left), y(share)), (x(right), y(share))]
@@ -200,12 +242,20 @@ def _bar(bar: Bar, x: Scale, top: float) -> Markup:
     parts, start = [], 0.0
     for series, value in bar.segments:
         width = x(start + value) - x(start)
-        parts.append(tag("rect", x=x(start), y=top, width=max(width, 0.5), height=16, class_=f"bar {series}"))
+        parts.append(
+            tag("rect", x=x(start), y=top, width=max(width, 0.5), height=16, class_=f"bar {series}")
+        )
         start += value
     end = start
     if bar.interval:
         end = max(end, bar.interval[1])
-        parts.append(tag("path", d=_error_bar(x(bar.interval[0]), x(bar.interval[1]), top + 8), class_="error"))
+        parts.append(
+            tag(
+                "path",
+                d=_error_bar(x(bar.interval[0]), x(bar.interval[1]), top + 8),
+                class_="error",
+            )
+        )
     return tag(
         "g",
         tag("title", bar.name or f"{bar.label}: {bar.note}"),

@@ -9,7 +9,7 @@ from blip.config import Config
 from blip.report.axes import number
 from blip.report.charts import Bar, bar_chart
 from blip.report.figure import Figure, Section
-from blip.report.markup import join, tag
+from blip.report.markup import Markup, join, tag
 from blip.report.records import read_record
 from blip.stage import RECORD
 from blip.tracker import read_journal
@@ -40,15 +40,23 @@ def cost_section(root: Path, config: Config) -> Section | None:
     ran = [cost for cost in costs if cost.seconds is not None]
     figures = []
     if ran:
-        bars = [Bar(cost.name, [("series-blue", cost.seconds or 0.0)], _note(cost)) for cost in ran]
-        chart = bar_chart("Time per stage", bars, 188, 126)
-        figures.append(Figure("time", [chart], columns=1))
+        bars = [
+            Bar(cost.name, [("series-blue", cost.seconds or 0.0)], clock(cost.seconds or 0.0))
+            for cost in ran
+        ]
+        figures.append(
+            Figure("time", [bar_chart("Time per stage", bars, 208, 64, width=420)], columns=1)
+        )
     absent = [cost.name for cost in costs if cost.seconds is None]
     total = sum(cost.seconds or 0.0 for cost in ran)
     threads = f"{config.threads} CPU thread{'s' if config.threads > 1 else ''} a stage"
     lead = f"{len(ran)} stages took {clock(total)} in all, with {threads}." if ran else ""
     elsewhere = f"Not run here, but restored: {', '.join(absent)}." if absent else ""
-    content = [tag("p", f"{lead} {elsewhere}".strip()), [figure.html() for figure in figures]]
+    charts = [figure.html() for figure in figures]
+    content = [
+        tag("p", f"{lead} {elsewhere}".strip()),
+        tag("div", charts, _speeds(ran), class_="columns"),
+    ]
     return Section("cost", "What it took", join(content), figures)
 
 
@@ -58,7 +66,9 @@ def read_costs(root: Path) -> list[StageCost]:
     for path in _records(root):
         record = read_record(path.parent)
         journal = root / "runs" / f"{record['stage']}-{record['key'][:16]}" / "journal.jsonl"
-        name = f"{record['stage']} {path.parent.relative_to(root).as_posix().partition('/')[2] or path.parent.name}"
+        parts = path.parent.relative_to(root).parts[1:]
+        what = [part for part in parts if part not in ("comparison", "promotion", "validation")]
+        name = " ".join([record["stage"], *what])
         costs.append(_read_cost(name, journal))
     return sorted(costs, key=lambda cost: (cost.seconds is None, cost.started, cost.name))
 
@@ -73,7 +83,11 @@ def clock(seconds: float) -> str:
 
 
 def _records(root: Path) -> Sequence[Path]:
-    found = [root / "tokenizer" / RECORD, *root.glob(f"datasets/*/{RECORD}"), *root.glob(f"models/*/{RECORD}")]
+    found = [
+        root / "tokenizer" / RECORD,
+        *root.glob(f"datasets/*/{RECORD}"),
+        *root.glob(f"models/*/{RECORD}"),
+    ]
     return sorted(path for path in [*found, *root.glob(f"results/**/{RECORD}")] if path.is_file())
 
 
@@ -90,10 +104,26 @@ def _read_cost(name: str, journal: Path) -> StageCost:
         last = event["time"]
         for key, value in event.get("values", {}).items():
             if key.startswith("perf/") and key.endswith("_per_second"):
-                speeds.setdefault(key.removeprefix("perf/").removesuffix("_per_second"), []).append(value)
-    return StageCost(name, events[0]["time"], seconds + last - began, {unit: median(v) for unit, v in speeds.items()})
+                speeds.setdefault(key.removeprefix("perf/").removesuffix("_per_second"), []).append(
+                    value
+                )
+    return StageCost(
+        name,
+        events[0]["time"],
+        seconds + last - began,
+        {unit: median(v) for unit, v in speeds.items()},
+    )
 
 
-def _note(cost: StageCost) -> str:
-    speeds = [f"{number(value, 0 if value >= 10 else 1)} {unit}/s" for unit, value in list(cost.speeds.items())[:1]]
-    return " · ".join([clock(cost.seconds or 0.0), *speeds])
+def _speeds(costs: Sequence[StageCost]) -> Markup | None:
+    rows = [
+        tag(
+            "tr",
+            tag("td", cost.name),
+            tag("td", number(value, 0 if value >= 10 else 1), class_="figure"),
+            tag("td", f"{unit}/s"),
+        )
+        for cost in costs
+        for unit, value in cost.speeds.items()
+    ]
+    return tag("div", tag("h3", "Speed"), tag("table", tag("tbody", rows))) if rows else None

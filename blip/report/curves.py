@@ -1,6 +1,5 @@
 """The loss curves of the pre-training arms: whether they learned, and when."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,11 @@ _PANELS = {
     "loss_lm": "LM loss (captioning)",
     "itm_accuracy": "ITM accuracy",
 }
+_LEAD = (
+    "All arms start from the same seed and take the same number of steps. An ITM loss that stays "
+    "near 0.63 means that matching was not learned: with one positive in three, that is the loss "
+    "of always guessing."
+)
 _MOST_POINTS = 240  # a curve of more is thinned: the page must stay small
 
 
@@ -27,44 +31,44 @@ def curves_section(root: Path, arms: Sequence[Arm]) -> Section | None:
     found = [(arm, curves) for arm, curves in read if curves]
     charts = []
     for column, title in _PANELS.items():
-        lines = [_line(arm, curves["step"], curves[column]) for arm, curves in found if column in curves]
-        lines = [line for line in lines if line.xs]
+        lines = [
+            line
+            for arm, curves in found
+            if column in curves
+            for line in _lines(arm, curves, column)
+        ]
         if lines:
             charts.append(line_chart(title, lines, "step", width=282, height=200))
     if not charts:
         return None
+    caption = "Strong lines are smoothed; the values as logged stand faintly behind."
     figure = Figure(
-        "curves",
-        charts,
-        [(arm.series, arm.label) for arm, _ in found],
-        caption="Strong lines are smoothed (exponential average); the values as logged stand faintly behind.",
+        "curves", charts, [(arm.series, arm.label) for arm, _ in found], caption=caption
     )
-    lead = tag(
-        "p",
-        "All arms start from the same seed and take the same number of steps. An ITM loss that stays near 0.63 means "
-        "that matching was not learned: with one positive in three, that is the loss of always guessing.",
-    )
-    return Section("curves", "Pre-training", join([lead, figure.html()]), [figure])
+    return Section("curves", "Pre-training", join([tag("p", _LEAD), figure.html()]), [figure])
 
 
-def smooth(values: Sequence[float], half_life: float) -> list[float]:
-    """Give the exponential average, unbiased at its start, that forgets half in `half_life` points."""
-    keep = 0.5 ** (1 / half_life)
-    total, weight, smoothed = 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed.append(total / weight)
+def smooth(values: Sequence[float], points: Sequence[int], width: float) -> list[float]:
+    """Give, at some points of a curve, the average of it around each, in a Gaussian window.
+
+    Args:
+        values: (N) of the curve.
+        points: Indices into it.
+        width: Standard deviation of the window, in points.
+    """
+    distance = np.subtract.outer(np.asarray(points), np.arange(len(values))) / width
+    weights = np.exp(-(distance**2) / 2)
+    smoothed: list[float] = (weights @ np.asarray(values) / weights.sum(axis=1)).tolist()
     return smoothed
 
 
-def _line(arm: Arm, steps: Sequence[float], values: Sequence[float]) -> Line:
-    points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
-    averaged = smooth([v for _, v in points], max(1.0, len(points) / 20))
-    kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), _MOST_POINTS)).astype(int)) if points else []
-    return Line(
-        arm.label,
-        arm.series,
-        xs=[points[i][0] for i in kept],
-        ys=[averaged[i] for i in kept],
-        raw=[points[i][1] for i in kept],
-    )
+def _lines(arm: Arm, curves: dict[str, list[float]], column: str) -> list[Line]:
+    """Give the curve of a column, thinned; none where it has no value."""
+    steps, values = np.asarray(curves["step"]), np.asarray(curves[column])
+    known = np.isfinite(values)
+    steps, values = steps[known], values[known]
+    if not len(steps):
+        return []
+    points = np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int)).tolist()
+    smoothed = smooth(values.tolist(), points, max(0.5, len(steps) / 50))
+    return [Line(arm.label, arm.series, steps[points].tolist(), smoothed, values[points].tolist())]

@@ -11,7 +11,7 @@ CHART_STYLE = Path(__file__).parent / "chart.css"
 
 _GAP = 28.0
 _MARGIN = 20.0
-_LETTER = 6.7  # about the width of one, at the charts' 13 px
+_LETTER = 7.3  # about the width of one, at the charts' 13 px
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,11 @@ class Figure:
         )
 
     def picture(self) -> str:
-        """Give the figure as an SVG file that stands alone: legend on top, charts row by row, its own colours."""
+        """Give the figure as an SVG file of its own: legend on top, charts row by row, colours."""
         columns = min(self.columns, len(self.charts))
-        width = _MARGIN * 2 + sum(chart.width for chart in self.charts[:columns]) + _GAP * (columns - 1)
+        width = (
+            _MARGIN * 2 + sum(chart.width for chart in self.charts[:columns]) + _GAP * (columns - 1)
+        )
         legend, top = self._legend(width)
         placed = []
         for start in range(0, len(self.charts), columns):

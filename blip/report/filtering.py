@@ -1,4 +1,4 @@
-"""How well the filter tells true texts from noise, of which kinds, and what another threshold would do."""
+"""How well the filter tells true texts from noise, and what another threshold would do."""
 
 import math
 from collections.abc import Mapping
@@ -55,13 +55,24 @@ def _numbers(metrics: Mapping[str, Any]) -> Markup:
     for name, (title, meaning) in _FIGURES.items():
         node = metrics.get(name)
         if node and node["value"] is not None:
-            interval = "" if node["low"] is None else f"{_share(name, node['low'])} to {_share(name, node['high'])}"
-            tiles.append([tag("dt", title), tag("dd", tag("strong", _share(name, node["value"])), tag("small", interval))])
+            interval = (
+                ""
+                if node["low"] is None
+                else f"{_share(name, node['low'])} to {_share(name, node['high'])}"
+            )
+            tiles.append(
+                [
+                    tag("dt", title),
+                    tag("dd", tag("strong", _share(name, node["value"])), tag("small", interval)),
+                ]
+            )
             tiles[-1].append(tag("dd", meaning, class_="meaning"))
     return tag("dl", [tag("div", tile) for tile in tiles], class_="tiles")
 
 
-def _scores(columns: Mapping[str, list[float]], threshold: float) -> tuple[list[Chart], list[tuple[str, str]]]:
+def _scores(
+    columns: Mapping[str, list[float]], threshold: float
+) -> tuple[list[Chart], list[tuple[str, str]]]:
     """Give the histogram of match probabilities and its legend."""
     groups = [
         Histogram(name, series, columns[column])
@@ -72,24 +83,34 @@ def _scores(columns: Mapping[str, list[float]], threshold: float) -> tuple[list[
         return [], []
     edges = [*columns["low"], columns["high"][-1]]
     mark = (threshold, f"threshold {threshold:g}")
-    chart = histogram_chart("Share of each group by match probability", edges, groups, "match probability", mark)
+    chart = histogram_chart(
+        "Share of each group by match probability", edges, groups, "match probability", mark
+    )
     return [chart], [(group.series, group.name) for group in groups]
 
 
-def _thresholds(columns: Mapping[str, list[float]], threshold: float) -> tuple[list[Chart], list[tuple[str, str]]]:
+def _thresholds(
+    columns: Mapping[str, list[float]], threshold: float
+) -> tuple[list[Chart], list[tuple[str, str]]]:
     """Give what each threshold would do, and the legend."""
     shares = dict(columns)
     if "noise_ratio" in shares:
         shares["synthetic_kept"] = [1.0 - value for value in shares["noise_ratio"]]
     lines = []
     for column, (name, series) in _CURVES.items():
-        points = [p for p in zip(shares.get("threshold", []), shares.get(column, []), strict=False) if math.isfinite(p[1])]
+        points = [
+            p
+            for p in zip(shares.get("threshold", []), shares.get(column, []), strict=False)
+            if math.isfinite(p[1])
+        ]
         if points:
             lines.append(Line(name, series, *zip(*points, strict=True)))
     if not lines:
         return [], []
     mark = (threshold, f"threshold {threshold:g}")
-    chart = line_chart("What another threshold would do", lines, "threshold", (0.0, 1.0), mark, percent=True)
+    chart = line_chart(
+        "What another threshold would do", lines, "threshold", (0.0, 1.0), mark, percent=True
+    )
     return [chart], [(line.series, line.name) for line in lines]
 
 
@@ -107,7 +128,11 @@ def _kind(kind: str, node: Mapping[str, Any]) -> Bar:
     kept = node["kept"]
     area = node.get("auc")
     note = f"{1 - kept['value']:.0%} of {node['texts']}"
-    name = kind if area is None or area["value"] is None else f"{kind}: ROC area against clean {area['value']:.2f}"
+    name = (
+        kind
+        if area is None or area["value"] is None
+        else f"{kind}: ROC area against clean {area['value']:.2f}"
+    )
     interval = None if kept["low"] is None else (1 - kept["high"], 1 - kept["low"])
     series = "series-blue" if kind == CLEAN else "series-orange"
     return Bar(kind, [(series, 1 - kept["value"])], note, interval, name)

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import TypeAlias
 
+NOTHING = "\N{EN DASH}"  # what stands where there is no value
+
 _WITHOUT_END = frozenset({"br", "img", "meta"})
 
 
@@ -13,7 +15,7 @@ class Markup(str):
     __slots__ = ()
 
 
-Content: TypeAlias = "Markup | str | int | float | None | Iterable[Content]"
+Content: TypeAlias = "Markup | str | int | float | Iterable[Content] | None"
 
 
 def tag(name: str, *content: Content, **attributes: str | int | float | None) -> Markup:
@@ -21,11 +23,13 @@ def tag(name: str, *content: Content, **attributes: str | int | float | None) ->
 
     Args:
         name: Of the element.
-        content: Its children in order: markup, or text and numbers, which are escaped; None is nothing.
-        attributes: A trailing underscore is dropped (`class_`), others become hyphens (`stroke_width`); None is left
-            out.
+        content: Its children in order: markup, or text and numbers, which are escaped, or None.
+        attributes: A trailing underscore is dropped (`class_`), others become hyphens
+            (`stroke_width`); one that is None is left out.
     """
-    values = (f' {_attribute(n)}="{escape(_text(v))}"' for n, v in attributes.items() if v is not None)
+    values = (
+        f' {_attribute(n)}="{escape(_text(v))}"' for n, v in attributes.items() if v is not None
+    )
     start = f"<{name}{''.join(values)}>"
     return Markup(start if name in _WITHOUT_END else f"{start}{join(content)}</{name}>")
 

@@ -26,7 +26,7 @@ def read_metrics(path: Path) -> Mapping[str, Any]:
 
 
 def read_columns(path: Path) -> dict[str, list[float]]:
-    """Read the columns of a CSV of numbers; an empty field is nan, and nothing is read where there is no file.
+    """Read the columns of a CSV of numbers, an empty field as nan; empty where there is no file.
 
     Raises:
         DataError: A field is not a number.
@@ -36,6 +36,10 @@ def read_columns(path: Path) -> dict[str, list[float]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     try:
-        return {column: [float(row[column] or "nan") for row in rows] for column in rows[0]} if rows else {}
+        return (
+            {column: [float(row[column] or "nan") for row in rows] for column in rows[0]}
+            if rows
+            else {}
+        )
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: a field is not a number ({error}): make it again") from None

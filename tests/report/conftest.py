@@ -12,7 +12,7 @@ import pytest
 
 from blip.config import PRESETS, Config, load_config
 from blip.data.dataset import CAPTIONS, RECORDS, Shard, caption_id, write_manifest, write_table
-from blip.data.phrases import describes
+from blip.data.statements import describes
 from blip.data.tar import TarWriter, index_tar
 from blip.data.truth import Truth, read_truth
 from blip.data.world import draw_world
