@@ -57,7 +57,9 @@ class Blip(nn.Module):
             self._build_encoder()
         if parts != "retrieval":
             self._build_decoder(self.text_encoder if parts == "pretrain" else None)
-        self._initialise()
+        # On the meta device there is nothing to draw, and trying costs seconds of torch's imports.
+        if not self.vision.cls_token.is_meta:
+            self._initialise()
 
     def _build_encoder(self) -> None:
         vision, text = self.config.vision, self.config.text

@@ -76,9 +76,8 @@ def load_model(
         )
     num_tokens = model.vision.position_embedding.shape[1]
     tensors[POSITIONS] = resize_position_embedding(tensors[POSITIONS].float(), num_tokens)
-    # Parameters alone, no buffers: nothing is left that only an initialisation would have filled.
-    model.to_empty(device=device)
-    model.load_state_dict({name: tensors[names[name]] for name in model.state_dict()})
+    placed = {name: t.to(device, torch.float32, copy=True) for name, t in tensors.items()}
+    model.load_state_dict({n: placed[names[n]] for n in model.state_dict()}, assign=True)
     return model
 
 

@@ -43,11 +43,22 @@ def generate(
             `max_length`, or there is not one generator for each image.
     """
     _check(model, len(image_tokens), prompt_ids, decoding, generators)
+    if len(image_tokens) == 0:
+        return []
     prompt = torch.tensor([prompt_ids], device=image_tokens.device)
     prompt[0, 0] = model.special.dec
     if decoding.method == "beam":
         return [best for best, _ in beam_search(model, image_tokens, prompt, decoding)]
-    return _sample(model, image_tokens, prompt, decoding, generators)
+    length = decoding.max_length - len(prompt_ids)
+    # All draws of an image at once: how far its generator moves does not tell how long its caption
+    # was. Greedy needs none.
+    draws = None
+    if decoding.method == "nucleus":
+        draws = torch.zeros(len(image_tokens), length)
+        for row, generator in zip(draws, generators or (), strict=True):
+            torch.rand(length, generator=generator, out=row)
+        draws = draws.to(image_tokens.device)
+    return _sample(model, image_tokens, prompt, decoding, draws)
 
 
 def filtered(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]:
@@ -97,26 +108,20 @@ def _sample(
     image_tokens: Tensor,
     prompt: Tensor,
     decoding: config.Decoding,
-    generators: Sequence[torch.Generator] | None,
+    draws: Tensor | None,
 ) -> list[list[int]]:
-    """Write token by token: the likeliest, or one drawn by the generator of its image."""
+    """Write token by token: the likeliest, or what (B, steps) uniform draws choose."""
     start, sep = prompt.shape[1], model.special.sep
     image_kv = model.project_images(image_tokens)
     cache = TextCache(len(image_kv))
     token_ids = prompt.expand(len(image_tokens), -1)
     rows = torch.arange(len(image_tokens), device=prompt.device)
     captions: list[list[int]] = [[] for _ in image_tokens]
-    # All draws of an image at once, so that the state of its generator does not tell how long the
-    # caption was.
-    draws = torch.zeros(len(image_tokens), decoding.max_length - start)
-    if generators is not None:
-        draws = torch.stack([torch.rand(draws.shape[1], generator=g) for g in generators])
-    draws = draws.to(prompt.device)
     step_ids = token_ids
     for step in range(decoding.max_length - start):
         logits = model.predict(model.decode(step_ids, image_kv, cache=cache)[:, -1])
         logits = processed(logits, token_ids, decoding, sep)
-        if generators is None:
+        if draws is None:
             chosen = logits.argmax(dim=1)
         else:
             chosen = _pick(*filtered(logits, decoding), draws[rows, step])

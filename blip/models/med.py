@@ -103,8 +103,8 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, text: config.Text, vocab_size: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(vocab_size, text.width)
-        self.positions = nn.Embedding(text.max_positions, text.width)
+        self.words = _blank_embedding(vocab_size, text.width)
+        self.positions = _blank_embedding(text.max_positions, text.width)
         self.norm = nn.LayerNorm(text.width, eps=NORM_EPS)
         self.dropout = nn.Dropout(text.dropout)
 
@@ -117,6 +117,12 @@ class TextEmbeddings(nn.Module):
             )
         positions = self.positions.weight[offset:end]
         return self.dropout(self.norm(self.words(token_ids) + positions))
+
+
+def _blank_embedding(rows: int, width: int) -> nn.Embedding:
+    """Make an embedding that draws no weights: `Blip` does, and on the meta device nobody must."""
+    weight = torch.empty(rows, width)
+    return nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
 
 
 class TextLayer(nn.Module):

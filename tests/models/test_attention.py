@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blip.models.attention import CrossAttention, KeyValueCache, SelfAttention
+
+TOLERANCE = 2e-6  # measured: 3e-7
+
+
+def plain(query, key, value, num_heads, allowed):
+    """Attention as the paper writes it, one row and head at a time."""
+    rows = []
+    for q, k, v, may in zip(query, key, value, allowed, strict=True):
+        heads = []
+        width = q.shape[-1] // num_heads
+        for head in range(num_heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = q[:, part] @ k[:, part].T / width**0.5
+            scores = scores.masked_fill(~may, -torch.inf)
+            heads.append(scores.softmax(dim=-1) @ v[:, part])
+        rows.append(torch.cat(heads, dim=-1))
+    return torch.stack(rows)
+
+
+shapes = st.tuples(
+    st.integers(1, 4), st.integers(1, 7), st.sampled_from([1, 2, 4]), st.integers(0, 2**31)
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(shapes, st.booleans())
+def test_self_attention_is_the_plain_one(shape, causal):
+    batch, length, num_heads, seed = shape
+    torch.manual_seed(seed)
+    attention = SelfAttention(8, num_heads)
+    hidden = torch.randn(batch, length, 8)
+    lengths = torch.randint(1, length + 1, (batch,))
+    mask = torch.arange(length) < lengths[:, None]
+    allowed = mask[:, None, :].expand(-1, length, -1)
+    if causal:
+        allowed = torch.ones(length, length, dtype=torch.bool).tril().expand(batch, -1, -1)
+    query, key, value = attention.qkv(hidden).chunk(3, dim=-1)
+    expected = attention.output(plain(query, key, value, num_heads, allowed))
+    ours = attention(hidden, None if causal else mask[:, None, None], causal=causal)
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
+    if not causal:
+        first = attention(hidden, mask[:, None, None], pooled=True)
+        torch.testing.assert_close(first, expected[:, :1], atol=TOLERANCE, rtol=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(shapes, st.integers(1, 3))
+def test_texts_of_one_image_are_queries_of_one_attention(shape, texts_per_image):
+    num_images, length, num_heads, seed = shape
+    torch.manual_seed(seed)
+    attention = CrossAttention(8, 6, num_heads, dropout=0.0)
+    hidden = torch.randn(num_images * texts_per_image, length, 8)
+    key_value = attention.key_value(torch.randn(num_images, 5, 6))
+    each = key_value.repeat_interleave(texts_per_image, dim=0)
+    key, value = each.chunk(2, dim=-1)
+    allowed = torch.ones(len(hidden), length, 5, dtype=torch.bool)
+    expected = plain(attention.query(hidden), key, value, num_heads, allowed)
+    expected = attention.output(expected)
+    ours = attention(hidden, key_value)
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_cache_keeps_and_reorders_rows():
+    cache = KeyValueCache()
+    rows = torch.arange(3.0).view(3, 1, 1, 1)
+    cache.extend(rows, rows + 10)
+    cache.select(torch.tensor([2, 0, 2]))
+    key, value = cache.extend(rows + 5, rows + 6)
+    assert key.squeeze().tolist() == [[2, 5], [0, 6], [2, 7]]
+    assert value.squeeze().tolist() == [[12, 6], [10, 7], [12, 8]]
+
+
+def test_dropout_works_while_training_only():
+    torch.manual_seed(0)
+    attention = SelfAttention(8, 2, dropout=0.5)
+    hidden = torch.randn(2, 6, 8)
+    assert not torch.equal(attention(hidden), attention(hidden))
+    attention.eval()
+    assert torch.equal(attention(hidden), attention(hidden))
+
+
+def test_select_needs_content():
+    with pytest.raises(AssertionError):
+        KeyValueCache().select(torch.tensor([0]))

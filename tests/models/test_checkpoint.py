@@ -1,0 +1,128 @@
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from blip.errors import BlipError, CheckpointError
+from blip.models.checkpoint import load_model, save_model
+
+IMAGES = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+IDS = torch.tensor([[2, 7, 8, 3]])
+
+
+@pytest.fixture
+def saved(build, tmp_path):
+    model = build("pretrain")
+    save_model(model, tmp_path)
+    return model, tmp_path
+
+
+def rewrite(path, change):
+    tensors = safetensors.torch.load((path / "model.safetensors").read_bytes())
+    change(tensors)
+    (path / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+
+
+def test_what_is_loaded_is_what_was_saved(saved):
+    model, path = saved
+    loaded = load_model(path).eval()
+    assert loaded.parts == "pretrain" and loaded.special == model.special  # noqa: PT018
+    assert loaded.config == model.config
+    for (name, ours), (other, theirs) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(ours, theirs), name
+    ids = [id(p) for p in loaded.parameters()]
+    assert len(ids) == len(list(model.parameters()))  # encoder and decoder still share
+
+
+def test_equal_weights_give_equal_bytes(saved, build, tmp_path):
+    save_model(build("pretrain"), tmp_path / "again")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_parts_of_a_pretrained_model(saved):
+    model, path = saved
+    captioner, retriever = load_model(path, "captioning").eval(), load_model(path, "retrieval")
+    tokens = model.encode_image(IMAGES)
+    expected = model.predict(model.decode(IDS, model.project_images(tokens)))
+    kv = captioner.project_images(captioner.encode_image(IMAGES))
+    assert torch.equal(captioner.predict(captioner.decode(IDS, kv)), expected)
+    expected = model.match(IDS, torch.ones_like(IDS), model.project_images(tokens))
+    kv = retriever.project_images(retriever.encode_image(IMAGES))
+    assert torch.equal(retriever.eval().match(IDS, torch.ones_like(IDS), kv), expected)
+    assert retriever.temperature.item() == model.temperature.item()
+
+
+def test_another_image_size(saved):
+    model, path = saved
+    larger = load_model(path, image_size=96).eval()
+    assert larger.image_size == 96
+    assert larger.encode_image(torch.zeros(1, 3, 96, 96)).shape == (1, 37, 96)
+    assert torch.equal(larger.vision.norm.weight, model.vision.norm.weight)
+
+
+def test_loading_leaves_the_random_state_alone(saved):
+    _, path = saved
+    state = torch.get_rng_state()
+    load_model(path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parts_that_are_not_there(build, tmp_path):
+    save_model(build("captioning"), tmp_path)
+    with pytest.raises(CheckpointError, match="'captioning', not 'retrieval'"):
+        load_model(tmp_path, "retrieval")
+
+
+def test_a_wrong_tensor_is_named(saved):
+    _, path = saved
+    rewrite(path, lambda tensors: tensors.pop("match_head.bias"))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*missing match_head\.bias"):
+        load_model(path)
+    rewrite(path, lambda tensors: tensors.update({"match_head.bias": torch.zeros(3)}))
+    wrong = r"match_head\.bias of shape \(3,\), expected \(2,\)"
+    with pytest.raises(CheckpointError, match=wrong):
+        load_model(path)
+    rewrite(path, lambda tensors: tensors.update({"match_head.bias": torch.zeros(2)}))
+    load_model(path)
+    rewrite(path, lambda tensors: tensors.update({"stray": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match="unexpected stray"):
+        load_model(path, "captioning")
+
+
+def test_damaged_files(saved):
+    _, path = saved
+    weights, config = path / "model.safetensors", path / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged"):
+        load_model(path)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        load_model(path)
+    document = json.loads(config.read_text())
+    for key, value in (("parts", "everything"), ("special", {"pad": 0}), ("image_size", 63)):
+        config.write_text(json.dumps(document | {key: value}))
+        with pytest.raises(CheckpointError, match=r"config\.json: does not describe a model"):
+            load_model(path)
+    del document["model"]
+    config.write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="does not describe a model"):
+        load_model(path)
+    config.write_text("[1")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        load_model(path)
+    config.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_model(path)
+
+
+def test_a_place_that_cannot_be_written(build, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BlipError, match="cannot be written"):
+        save_model(build("captioning"), tmp_path / "file")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

@@ -1,0 +1,137 @@
+import pytest
+import torch
+
+from blip import config
+from blip.models.generation import filtered, generate, processed
+
+PROMPT = [400, 7, 8]
+
+
+@pytest.fixture
+def captioner(build):
+    """A model whose captions differ, and end at different lengths."""
+    model = build("captioning")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "words" in name or "cross_attention" in name:
+                parameter.mul_(4)
+        model.language_head.bias[model.special.sep] += 6
+    torch.manual_seed(3)
+    return model, model.encode_image(torch.randn(6, 3, 64, 64) * 3).detach()
+
+
+def decoding(method, **changes):
+    values = {"method": method, "num_beams": 3, "top_p": 0.9, "top_k": 50}
+    values |= {"repetition_penalty": 1.1, "min_length": 5, "max_length": 14, "batch_size": 4}
+    return config.Decoding(**(values | changes))
+
+
+def seeded(count):
+    return [torch.Generator().manual_seed(100 + i) for i in range(count)]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_a_caption_does_not_depend_on_its_batch(captioner, method):
+    model, tokens = captioner
+    together = generate(model, tokens, PROMPT, decoding(method), seeded(6))
+    alone = [
+        generate(model, tokens[i : i + 1], PROMPT, decoding(method), [seeded(6)[i]])[0]
+        for i in range(6)
+    ]
+    backwards = generate(model, tokens.flip(0), PROMPT, decoding(method), seeded(6)[::-1])
+    assert together == alone == backwards[::-1]
+    assert len({len(caption) for caption in together}) > 1  # else nothing was put to the test
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_lengths_count_the_prompt(captioner, method):
+    model, tokens = captioner
+    captions = generate(model, tokens, PROMPT, decoding(method, min_length=9), seeded(6))
+    assert all(9 <= len(PROMPT) + len(caption) <= 14 for caption in captions)
+    assert all(model.special.sep not in caption for caption in captions)
+    full = decoding(method, min_length=14)
+    assert {len(c) for c in generate(model, tokens, PROMPT, full, seeded(6))} == {11}
+
+
+def test_greedy_is_the_argmax_of_the_whole_text(captioner):
+    model, tokens = captioner
+    settings = decoding("greedy")
+    for image, caption in enumerate(generate(model, tokens, PROMPT, settings)):
+        image_kv = model.project_images(tokens[image : image + 1])
+        ids = torch.tensor([PROMPT])
+        while ids.shape[1] < settings.max_length:
+            logits = model.predict(model.decode(ids, image_kv)[:, -1])
+            chosen = processed(logits, ids, settings, model.special.sep).argmax(1, keepdim=True)
+            if chosen.item() == model.special.sep:
+                break
+            ids = torch.cat([ids, chosen], dim=1)
+        assert caption == ids[0, len(PROMPT) :].tolist()
+
+
+def test_nucleus_draws_from_the_filtered_distribution(captioner):
+    """The first token of 4,000 draws for one image, against its probabilities."""
+    model, tokens = captioner
+    settings = decoding("nucleus", max_length=4, min_length=0, top_p=0.7)
+    count = 4000
+    captions = generate(model, tokens[:1].expand(count, -1, -1), PROMPT, settings, seeded(count))
+    logits = model.predict(model.decode(torch.tensor([PROMPT]), model.project_images(tokens[:1])))
+    scores = processed(logits[:, -1], torch.tensor([PROMPT]), settings, model.special.sep)
+    probabilities, ids = filtered(scores, settings)
+    drawn = torch.tensor([c[0] if c else model.special.sep for c in captions])
+    for probability, token in zip(probabilities[0].tolist(), ids[0].tolist(), strict=True):
+        share = (drawn == token).float().mean().item()
+        error = (probability * (1 - probability) / count) ** 0.5
+        assert abs(share - probability) <= 5 * error
+
+
+def test_the_same_generator_gives_the_same_caption(captioner):
+    model, tokens = captioner
+    settings = decoding("nucleus")
+    first = generate(model, tokens, PROMPT, settings, seeded(6))
+    assert generate(model, tokens, PROMPT, settings, seeded(6)) == first
+    others = [torch.Generator().manual_seed(i) for i in range(6)]
+    assert generate(model, tokens, PROMPT, settings, others) != first
+
+
+def test_filter_keeps_the_token_that_crosses_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    probabilities, ids = filtered(logits, decoding("nucleus", top_p=0.6, top_k=0))
+    assert ids[0, :2].tolist() == [0, 1]
+    torch.testing.assert_close(probabilities, torch.tensor([[0.625, 0.375, 0.0, 0.0]]))
+    probabilities, _ = filtered(logits, decoding("nucleus", top_p=0.0, top_k=0))
+    assert probabilities.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    probabilities, _ = filtered(logits, decoding("nucleus", top_p=1.0, top_k=3))
+    assert probabilities.shape == (1, 3)
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+
+
+def test_penalty_and_minimum_length():
+    scores = torch.tensor([[2.0, -2.0, 1.0, 4.0]])
+    settings = decoding("greedy", repetition_penalty=2.0, min_length=3)
+    ours = processed(scores, torch.tensor([[0, 1]]), settings, sep=3)
+    assert ours.tolist() == [[1.0, -4.0, 1.0, -torch.inf]]
+    assert scores.tolist() == [[2.0, -2.0, 1.0, 4.0]]
+    ours = processed(scores, torch.tensor([[0, 1, 0]]), settings, sep=3)
+    assert ours.tolist() == [[1.0, -4.0, 1.0, 4.0]]  # once, however often it was said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "generators", "message"),
+    [
+        ([7, 8], {}, 6, "must begin with"),
+        ([], {}, 6, "must begin with"),
+        (PROMPT, {"max_length": 3}, 6, "leave no room"),
+        (PROMPT, {"max_length": 65}, 6, "beyond the model's 64 positions"),
+        (PROMPT, {}, 5, "needs as many generators"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(captioner, prompt, changes, generators, message):
+    model, tokens = captioner
+    with pytest.raises(ValueError, match=message):
+        generate(model, tokens, prompt, decoding("nucleus", **changes), seeded(generators))
+
+
+def test_no_images_no_captions(captioner):
+    model, tokens = captioner
+    for method in ("greedy", "beam", "nucleus"):
+        assert generate(model, tokens[:0], PROMPT, decoding(method), []) == []
