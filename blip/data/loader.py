@@ -27,6 +27,7 @@ from blip.data.transforms import TrainTransform, normalise, resize
 from blip.errors import DataError
 
 PREFETCH = 2  # batches ahead of each worker
+CACHE_BYTES = 256 * 2**20  # of decoded images that are kept for the next epoch
 
 
 class PairLoader:
@@ -65,7 +66,8 @@ class PairLoader:
         self._tokenizer, self._training = tokenizer, training
         self._seed, self._prompt, self._device = seed, prompt, torch.device(device)
         self._transform = TrainTransform(training.augmentation, training.image_size)
-        self._images = _Images([shard for dataset in datasets for shard in dataset.shards])
+        shards = [shard for dataset in datasets for shard in dataset.shards]
+        self._images = _Images(shards, CACHE_BYTES)
         pairs = [_read_pairs(shard) for shard in self._images.shards]
         sizes = [len(rows) for rows, _ in pairs]
         self._shards = np.repeat(np.arange(len(pairs), dtype=np.int32), sizes)
@@ -142,7 +144,8 @@ def image_batches(
     Raises:
         DataError: A shard was changed or an image cannot be decoded; shard and key are named.
     """
-    images = _Images(list({shard.images_digest: shard for shard in dataset.shards}.values()))
+    shards = {shard.images_digest: shard for shard in dataset.shards}
+    images = _Images(list(shards.values()), cache_bytes=0)
     places = [(shard, row) for shard, ids in enumerate(images.ids) for row in range(len(ids))]
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
@@ -154,13 +157,20 @@ def image_batches(
 class _Images:
     """The images of shards, by shard and row.
 
+    Args:
+        shards: The shards.
+        cache_bytes: How much of decoded images to keep. What was read first stays: where an epoch
+            does not fit, to drop the oldest would drop each image just before its turn.
+
     Attributes:
         shards: The shards.
         ids: A number for every image of every shard, equal for equal keys alone.
     """
 
-    def __init__(self, shards: list[Shard]) -> None:
+    def __init__(self, shards: list[Shard], cache_bytes: int) -> None:
         self.shards = shards
+        self._cache: dict[tuple[int, int], Tensor] = {}
+        self._room = cache_bytes
         self._contents = [ShardImages(shard) for shard in shards]
         records = [shard.read_records().select(["key", "width", "height"]) for shard in shards]
         self._keys = [table["key"].combine_chunks() for table in records]
@@ -175,13 +185,20 @@ class _Images:
         return str(self._keys[shard][row].as_py())
 
     def read(self, shard: int, row: int) -> Tensor:
-        """Read and decode an image: (3, H, W) uint8."""
+        """Read and decode an image: (3, H, W) uint8, not to be written to."""
+        cached = self._cache.get((shard, row))
+        if cached is not None:
+            return cached
         try:
             # What the record says bounds the decoding, whatever the bytes say.
-            return decode_image(self._contents[shard].read(row), int(self._pixels[shard][row]))
+            image = decode_image(self._contents[shard].read(row), int(self._pixels[shard][row]))
         except DataError as error:
             path, key = self.shards[shard].images, self.key(shard, row)
             raise DataError(f"{path}: image {key}: {error}") from None
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._cache[shard, row] = image
+        return image
 
 
 def _read_pairs(shard: Shard) -> tuple[NDArray[np.int32], pa.LargeStringArray]:
