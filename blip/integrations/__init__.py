@@ -1,1 +1,1 @@
-"""The outside systems: MLflow, the catalogue, Great Expectations, DVC; the only importers of them."""
+"""The outside systems: MLflow, the catalogue, Great Expectations, DVC; nothing else imports them."""

@@ -13,7 +13,7 @@ from blip.integrations.quality.rules import COUNT, DISTINCT, MEAN, Rule, Subject
 
 RESULT_FORMAT = {
     "result_format": "SUMMARY",
-    "partial_unexpected_count": 20,  # failing rows shown of each expectation
+    "partial_unexpected_count": 10,  # failing rows shown of each expectation
     "unexpected_index_column_names": ["id"],
 }
 DIGITS = 6  # of an observed number: databases differ in the last ones of a mean

@@ -18,7 +18,7 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; }
 th, td { border-top: 1px solid var(--line); }
 th { font-weight: 600; border-top: 0; } td.number { font-variant-numeric: tabular-nums; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
-ul { margin: .25rem 0; padding-left: 1.2rem; } summary { cursor: pointer; }
+ul { margin: .25rem 0; padding-left: 1.2rem; columns: 16rem; } summary { cursor: pointer; }
 @media (max-width: 40rem) {
   thead { display: none; }
   tr { display: block; padding: .5rem 0; border-top: 1px solid var(--line); }

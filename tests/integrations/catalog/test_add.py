@@ -142,7 +142,7 @@ def rebuilt(experiment: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return content(engine)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(data=st.data())
 def test_the_order_does_not_matter(
     data: st.DataObject,
@@ -161,15 +161,15 @@ def test_the_order_does_not_matter(
 def test_processes_may_add_at_once(
     url: str, paths: list[Path], rebuilt: dict[str, set[str]]
 ) -> None:
-    """Three begin on a catalogue that is not there yet, in different orders."""
-    orders = [paths, paths[::-1], paths[5:] + paths[:5]]
+    """Two begin on a catalogue that is not there yet, in different orders."""
+    orders = [paths, paths[::-1]]
     command = [sys.executable, "-c", ADD_ALL, url]
     workers = [
         subprocess.Popen([*command, *map(str, order)], stderr=subprocess.PIPE, text=True)
         for order in orders
     ]
-    errors = [worker.communicate(timeout=60)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], errors
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
     assert content(open_catalog(url)) == rebuilt
 
 

@@ -34,7 +34,7 @@ class Gate:
         self.reports = root / "reports"
 
     def __call__(self, *datasets: Path, **limits: Any) -> Path:
-        """Check; give the output's folder, which is entered in the catalogue as the command does."""
+        """Check; enter the output in the catalogue, as the command does, and give its folder."""
         job = Job(
             "validate",
             self.root / "results/validation",
