@@ -30,6 +30,8 @@ class Texts:
         Yields:
             Places within `rows` (b,), token ids (b, l), mask (b, l).
         """
+        if not len(rows):
+            return
         lengths = self.mask.sum(1)[rows]
         for places in torch.split(torch.argsort(lengths, stable=True), size):
             longest = int(lengths[places[-1]])

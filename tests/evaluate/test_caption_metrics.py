@@ -41,7 +41,7 @@ def assert_as_reference(hypotheses: Sequence[str], references: Sequence[Sequence
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(corpora)
 def test_any_corpus_scores_as_in_the_reference(corpus: list[tuple[str, list[str]]]) -> None:
     if any(any(r) for _, r in corpus):  # the reference has no document frequency of nothing
