@@ -19,8 +19,8 @@ test: install-dev  ## Run the default tests (no network, a few minutes)
 ui: install  ## Start the MLflow UI and the Prefect UI on free loopback ports
 	@$(BIN)/blip ui
 
-study: install-dev  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
-	@$(BIN)/python -m docs.study
+study: install  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
+	@$(BIN)/blip study
 
 install: $(VENV)/.runtime  ## Create .venv with the locked set
 

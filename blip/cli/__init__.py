@@ -40,6 +40,7 @@ for verb in (
     stages.evaluate,
     stages.compare,
     stages.promote,
+    experiment.study,
     experiment.report,
     experiment.lineage,
     experiment.track,

@@ -73,6 +73,22 @@ def _run_flow(parameters: dict[str, object]) -> int:
     return subprocess.run(command, env={**TELEMETRY_OFF, **os.environ}, check=False).returncode
 
 
+def study(
+    spec: Annotated[Path, typer.Argument(help="Preset, seeds and variations.")] = Path("docs/study.yaml"),
+    slots: Annotated[int | None, typer.Option(help="Experiments to run at once; default: one a core.")] = None,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Only sum up what is finished.")] = False,
+) -> None:
+    """Run variations of an experiment over several seeds and sum them up on a page beside the spec; resumable."""
+    from blip.integrations.runner import default_slots
+    from blip.integrations.study import load_study, run_study, write_page
+
+    plan, page = load_study(spec), spec.with_suffix(".md")
+    if not page_only:
+        run_study(Path.cwd(), plan, slots or default_slots(1), typer.echo)
+    write_page(Path.cwd(), plan, page)
+    typer.echo(f"wrote {page}")
+
+
 def report(
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("reports/report.html"),
     pictures: Annotated[Path | None, typer.Option(help="Also write each figure as SVG into this folder.")] = None,
