@@ -88,7 +88,9 @@ class Follower:
 
         Says so in the log where points are left for the next time.
         """
-        self._process.terminate()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -105,7 +107,8 @@ def start_follower(runs: Path, settings: TrackingSettings) -> Follower:
     """Start a process that follows the stages of a folder until this one ends or stops it.
 
     It runs in a session of its own, so that Ctrl-C does not reach it, writes its words to
-    `runs/tracking.log`, and holds none of our streams.
+    `runs/tracking.log`, and holds none of our streams. The pipe to it stays open until it is to
+    stop, and closes by itself if we are killed.
     """
     runs.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "blip.integrations.tracking.follower", str(runs)]
@@ -118,9 +121,10 @@ def start_follower(runs: Path, settings: TrackingSettings) -> Follower:
             start_new_session=True,
         )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-        # not in the arguments, which anybody may list: a URI may hold a password
-        pipe.write(settings.model_dump_json().encode())
+    with contextlib.suppress(BrokenPipeError):
+        # Not in the arguments, which anybody may list: a URI may hold a password.
+        process.stdin.write(settings.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
     return Follower(runs, process)
 
 

@@ -1,17 +1,18 @@
 """The process that follows stages: carries their journals to MLflow and watches what they use.
 
-`python -m blip.integrations.tracking.follower RUNS --parent PID`, the settings as JSON on stdin;
-started by `blip.integrations.tracking`. MLflow is imported once there is something to carry.
+`python -m blip.integrations.tracking.follower RUNS --parent PID`, started by
+`blip.integrations.tracking`; stdin gives the settings as a line of JSON, and its end says stop.
+MLflow is imported once there is something to carry.
 """
 
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from blip.errors import BlipError
 from blip.integrations.tracking.settings import TrackingSettings
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _INTERVAL = 2.0  # seconds between passes
 _LONGEST = 60.0  # seconds between attempts while the server is away
-_PATIENCE = 30.0  # seconds of further attempts once everything has ended
+_PATIENCE = 10.0  # seconds of further attempts once everything has ended
 
 
 def follow(
@@ -68,18 +69,22 @@ def _pass(runs: Path, settings: TrackingSettings, *, last: bool) -> ShipReport:
     return report
 
 
+def _await_end(pipe: BinaryIO, stop: threading.Event) -> None:
+    pipe.read()
+    stop.set()
+
+
 def main() -> int:
     """Follow until told to stop; 0 if everything arrived, else 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)
+    os.nice(5)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    settings = TrackingSettings.model_validate_json(sys.stdin.buffer.read())
+    settings = TrackingSettings.model_validate_json(sys.stdin.buffer.readline())
+    stop = threading.Event()
+    threading.Thread(target=_await_end, args=(sys.stdin.buffer, stop), daemon=True).start()
     return 1 if follow(arguments.runs, settings, arguments.parent, stop).problem else 0
 
 

@@ -27,8 +27,8 @@ class _Sight:
     process: psutil.Process
     journal: Journal
     began: float
-    sampled: float
-    cpu_seconds: float
+    sampled: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Watch:
@@ -49,14 +49,12 @@ class Watch:
                 if not _ended(folder):
                     sight.journal.end("KILLED")
                 sight = None
-            if process is None:
-                continue
-            if sight is None:
+            if sight is None and process is not None:
                 began = _first_time(folder)
                 if began is not None:
-                    journal = Journal(folder / SYSTEM)
-                    self._sights[folder] = _Sight(process, journal, began, time.time(), 0.0)
-            elif time.time() - sight.sampled >= _PERIOD:
+                    sight = _Sight(process, Journal(folder / SYSTEM), began)
+                    self._sights[folder] = sight
+            if sight is not None and time.time() - sight.sampled >= _PERIOD:
                 self._sample(sight)
 
     def _sample(self, sight: _Sight) -> None:
@@ -75,7 +73,7 @@ class Watch:
             except psutil.Error:
                 continue  # it ended meanwhile
         values = {"system/memory_gib": memory / _GIB, **self._gpus.sample(pids)}
-        if sight.cpu_seconds:
+        if sight.sampled:
             seconds = now - sight.sampled
             values["system/cpu_cores"] = max(0.0, cpu_seconds - sight.cpu_seconds) / seconds
         sight.journal.metrics(values, step=int(now - sight.began))
