@@ -66,9 +66,17 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
     return run
 
 
+PARTS = {
+    "prepare": ("tokenizer",),
+    "pretrain": ("pretrain@unfiltered", "pretrain@human"),
+    "bootstrap": ("select",),
+    "finetune": ("finetune",),
+    "evaluate": ("compare", "evaluate_filter", "promote"),
+}
+
 experiment = _flow("experiment", (), "The whole bootstrapping loop, from raw pairs to the report")
-prepare = _flow("prepare", ("tokenizer",), "Ingest, validate and learn the vocabulary")
-pretrain = _flow("pretrain", ("pretrain@unfiltered", "pretrain@human"), "Pre-train on the pairs as they come")
-bootstrap = _flow("bootstrap", ("select",), "CapFilt: captioner and filter make the bootstrapped corpus")
-finetune = _flow("finetune", ("finetune",), "Pre-train on the bootstrapped corpus, fine-tune every arm")
-evaluate = _flow("evaluate", ("compare", "evaluate_filter", "promote"), "Measure, compare and promote")
+prepare = _flow("prepare", PARTS["prepare"], "Ingest, validate and learn the vocabulary")
+pretrain = _flow("pretrain", PARTS["pretrain"], "Pre-train on the pairs as they come")
+bootstrap = _flow("bootstrap", PARTS["bootstrap"], "CapFilt: make the bootstrapped corpus")
+finetune = _flow("finetune", PARTS["finetune"], "Pre-train on it too, and fine-tune every arm")
+evaluate = _flow("evaluate", PARTS["evaluate"], "Measure, compare and promote")

@@ -156,8 +156,8 @@ def prepare(name: str, *, pull: bool = False) -> Prepared:
         changes = stage.status().get(stage.addressing, [])
         if not changes:
             return Prepared("cached")
-        if _only_uncached(changes):
-            stage.commit()
+        if all("changed outs" in change for change in changes) and _as_recorded(stage):
+            stage.commit()  # it is all there, only the cache has lost it
             return Prepared("cached")
         missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
         if missing:
@@ -201,11 +201,9 @@ def keep_data(name: str) -> Literal["cached", "restored", "missing", "changed"]:
     """
     with _open() as repo, _locked(repo):
         stage = _stage(repo, name)
-        changes = stage.status().get(stage.addressing, [])
-        if not changes:
-            return "cached"
-        if _only_uncached(changes):
-            stage.commit()
+        if _as_recorded(stage):
+            if not stage.outs_cached():
+                stage.commit()
             return "cached"
         if any(out.exists for out in stage.outs):
             return "changed"
@@ -331,10 +329,9 @@ def _stage(repo: Any, name: str) -> Any:
     return stage
 
 
-def _only_uncached(changes: list[Any]) -> bool:
-    """Tell whether all is as recorded in the workspace, and only the cache lacks it."""
-    kinds = [set(c["changed outs"].values()) for c in changes if isinstance(c, dict) and "changed outs" in c]
-    return len(kinds) == len(changes) == 1 and kinds[0] == {"not in cache"}
+def _as_recorded(stage: Any) -> bool:
+    """Tell whether the outputs in the workspace are what is recorded, whether the cache has them or not."""
+    return not any(out.workspace_status() for out in stage.outs)
 
 
 def _inputs(stage: Any) -> dict[str, str]:

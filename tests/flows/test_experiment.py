@@ -1,0 +1,253 @@
+"""The flows: what they offer, what prefect.yaml deploys, and whole runs against a real server."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from prefect import Flow
+
+from blip.config import PRESETS
+from blip.integrations import versioning
+from blip.integrations.runner import Outcome
+from flows import experiment as flows
+from flows.stages import flow_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
+
+ROOT = Path(__file__).parents[2]
+FLOWS = {flow.name: flow for flow in vars(flows).values() if isinstance(flow, Flow)}
+
+
+def test_every_preset_can_be_chosen() -> None:
+    assert set(get_args(flows.Preset)) == {file.stem for file in PRESETS.glob("*.yaml")}
+
+
+def test_every_flow_is_deployed_under_its_name() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert {d["name"]: d["entrypoint"] for d in deployments} == {
+        name: f"flows/experiment.py:{name}" for name in FLOWS
+    }
+    assert {d["work_pool"]["name"] for d in deployments} == {"blip"}
+
+
+def test_parameters_make_a_form() -> None:
+    for flow in FLOWS.values():
+        schema = flow.parameters.properties
+        assert set(schema) == {"name", "preset", "overrides", "launcher", "slots", "share"}
+        assert schema["launcher"]["enum"] == ["local", "kubernetes"]
+        assert "capfilt.threshold" in schema["overrides"]["description"]
+        assert flow.description
+
+
+def test_the_parts_add_up_to_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    groups = {name.split("@")[0] for name in versioning.read_graph()} - {"data.dvc", "report"}
+    reached: set[str] = set()
+    for targets in flows.PARTS.values():
+        reached |= {target.split("@")[0] for target in targets}
+    # what is not a target is upstream of one
+    assert groups - reached == {"ingest", "validate", "caption", "score", "evaluate"}
+
+
+def test_a_flow_fails_where_a_stage_fails_and_says_which() -> None:
+    good = [Outcome("a", "ran"), Outcome("b", "cached"), Outcome("c", "cached")]
+    assert flow_state(good).message == "1 ran, 2 cached"
+    assert flow_state(good).is_completed()
+    bad = [*good, Outcome("d", "failed", message="ended with exit code 1", code=1), Outcome("e", "skipped")]
+    assert flow_state(bad).is_failed()
+    assert "d ended with exit code 1" in str(flow_state(bad).message)
+    assert flow_state([*good, Outcome("d", "stopped")]).is_cancelled()
+
+
+class Api:
+    """What a test asks of the server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def post(self, path: str, body: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def last_flow_run(self) -> dict[str, Any]:
+        body = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+        run: dict[str, Any] = self.post("flow_runs/filter", body)[0]
+        return run
+
+    def tasks(self, flow_run: dict[str, Any], wanted: int) -> dict[str, dict[str, Any]]:
+        """Give the task runs by name; they reach the server a moment after the flow's end."""
+        body = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
+        deadline = time.monotonic() + 20
+        while True:
+            runs = {run["name"]: run for run in self.post("task_runs/filter", body)}
+            final = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+            if len(runs) == wanted and all(run["state_type"] in final for run in runs.values()):
+                return runs
+            assert time.monotonic() < deadline, {n: r["state_name"] for n, r in runs.items()}
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def api(prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Api:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+    return Api(prefect_api)
+
+
+def run_flow(**parameters: Any) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "flows", "experiment", json.dumps({"slots": 2, **parameters})]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_stages_are_tasks_and_what_is_up_to_date_shows_as_cached(toy: Any, api: Api) -> None:
+    result = run_flow()
+    assert result.returncode == 0, result.stderr
+    flow_run = api.last_flow_run()
+    tasks = api.tasks(flow_run, 5)
+    assert (flow_run["state_type"], len(toy.began())) == ("COMPLETED", 5)
+    assert {task["state_name"] for task in tasks.values()} == {"Completed"}
+    assert tasks["train@left"]["tags"] == ["train"]
+    waited_for = {entry["id"] for entry in tasks["finish"]["task_inputs"]["wait_for"]}
+    assert waited_for == {tasks["select"]["id"], tasks["train@right"]["id"]}
+    assert "train_left begins" in result.stderr
+
+    toy.edit_params("threshold: 0.5", "threshold: 0.7")
+    assert run_flow().returncode == 0
+    toy.edit_params("threshold: 0.7", "threshold: 0.5")
+    assert toy.began() == ["select"]
+    assert run_flow().returncode == 0
+    tasks = api.tasks(api.last_flow_run(), 5)
+    assert {name: task["state_name"] for name, task in tasks.items()} == {
+        "prepare": "Cached",
+        "train@left": "Cached",
+        "train@right": "Cached",
+        "select": "Restored",
+        "finish": "Cached",
+    }
+
+
+@pytest.mark.slow
+def test_a_failed_stage_fails_the_flow_and_the_next_run_goes_on(toy: Any, api: Api) -> None:
+    toy.order(train_left={"exit": 2})
+    result = run_flow()
+    assert result.returncode == 2
+    assert "train@left   failed" in result.stdout
+    flow_run = api.last_flow_run()
+    assert flow_run["state_type"] == "FAILED"
+    assert "train@left ended with exit code 2" in flow_run["state"]["message"]
+    states = {name: task["state_name"] for name, task in api.tasks(flow_run, 5).items()}
+    assert states == {
+        "prepare": "Completed",
+        "train@left": "Failed",
+        "train@right": "Completed",
+        "select": "Skipped",
+        "finish": "Skipped",
+    }
+    toy.order()
+    toy.began()
+    assert run_flow().returncode == 0
+    assert sorted(toy.began()) == ["finish", "select", "train_left"]
+
+
+@pytest.mark.slow
+def test_bad_parameters_end_with_one_message(toy: Any, api: Api) -> None:
+    result = run_flow(overrides={"capfilt.treshold": 0.7})
+    assert result.returncode == 2
+    assert "did you mean 'capfilt.threshold'?" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    result = run_flow(launcher="kubernetes")
+    assert result.returncode == 2
+    assert "kubernetes launcher is not available yet" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_terminated_flow_takes_its_stages_along(toy: Any, api: Api) -> None:
+    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    process = subprocess.Popen([sys.executable, "-m", "flows", "experiment", '{"slots": 2}'])
+    pids = wait_until(lambda: pids_of(toy, "train_left", "train_right"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == -signal.SIGTERM  # what a shell calls 143
+    assert not any(alive(pid) for pid in pids)
+    assert api.last_flow_run()["state_type"] == "CRASHED"
+
+
+@pytest.mark.slow
+def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: Api) -> None:
+    (toy.root / "flows").symlink_to(ROOT / "flows")
+    (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
+    prefect("work-pool", "create", "--type", "process", "blip")
+    prefect("deploy", "--all")
+    assert len(api.post("deployments/filter", {})) == len(FLOWS)
+    with worker():
+        overrides = 'overrides={"capfilt.threshold": 0.7}'
+        prefect("deployment", "run", "experiment/experiment", "--param", overrides, "--watch")
+        flow_run = api.last_flow_run()
+        assert (flow_run["state_type"], flow_run["name"]) == (
+            "COMPLETED",
+            "params.yaml capfilt.threshold=0.7",
+        )
+        assert len(api.tasks(flow_run, 5)) == 5
+        assert len(toy.began()) == 5
+
+        toy.order(prepare={"sleep": 60})
+        toy.edit_params("seed: 7\nthreads", "seed: 8\nthreads")
+        prefect("deployment", "run", "experiment/experiment")
+        pids = wait_until(lambda: pids_of(toy, "prepare"))
+        prefect("flow-run", "cancel", api.last_flow_run()["id"])
+        wait_until(lambda: not any(alive(pid) for pid in pids))
+        wait_until(lambda: api.last_flow_run()["state_type"] == "CANCELLED")
+
+
+def prefect(*arguments: str) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@contextlib.contextmanager
+def worker() -> Iterator[None]:
+    """A process worker of the pool, in the current directory."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "blip"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def pids_of(toy: Any, *names: str) -> list[int]:
+    pids = {entry["name"]: entry["pid"] for entry in toy.log() if "pid" in entry}
+    return [pids[name] for name in names] if pids.keys() >= set(names) else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return value
