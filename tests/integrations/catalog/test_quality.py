@@ -13,7 +13,7 @@ from blip.errors import DataError, IntegrationError
 from blip.integrations.catalog import add, count_rows, open_catalog
 from blip.integrations.catalog.database import writing
 from blip.integrations.quality import validate
-from blip.stage import Job, run_stage
+from blip.stage import RECORD, Job, run_stage
 from blip.tracker import NullTracker
 
 LIMITS = Validate(
@@ -70,7 +70,6 @@ def sound(
 
 
 def test_sound_versions_pass(gate: Gate, files: Any, tmp_path: Path) -> None:
-    """The same bytes twice, and on both databases: the results hold nothing of when and where."""
     web = files.dataset(tmp_path / "web", *sound(files))
     human = files.dataset(tmp_path / "human", *sound(files, 8))
     out = gate(web, human)
@@ -89,6 +88,11 @@ def test_sound_versions_pass(gate: Gate, files: Any, tmp_path: Path) -> None:
     assert "no earlier accepted version" in page
     assert "http" not in page.replace('lang="en"', "")
     assert not gate.reports.exists()
+    first = {file.name: file.read_bytes() for file in out.iterdir() if file.name != RECORD}
+    again = tmp_path / "again"
+    again.mkdir()
+    validate(LIMITS, gate.engine, [web, human], again, gate.reports, NullTracker())
+    assert {name: (again / name).read_bytes() for name in first} == first
 
 
 def _blank(images: list[Any], texts: list[Any], files: Any) -> None:
@@ -190,7 +194,7 @@ def test_each_expectation_names_what_breaks_it(
 
 
 def test_a_refusal_shows_failing_rows_and_goes_when_mended(
-    gate: Gate, files: Any, tmp_path: Path
+    local_gate: Gate, files: Any, tmp_path: Path
 ) -> None:
     images, texts = sound(files)
     _short(images, texts, files)
@@ -198,12 +202,12 @@ def test_a_refusal_shows_failing_rows_and_goes_when_mended(
     with pytest.raises(
         DataError, match=r"caption_characters.*observed 1 failing.*limit no failing"
     ):
-        gate(web)
-    page = gate.reports / "validation.html"
+        local_gate(web)
+    page = local_gate.reports / "validation.html"
     assert "1 of 16 expectations fail" in page.read_text()
     assert texts[1]["caption_id"] in page.read_text()
     assert "&#x27;ab&#x27;" in page.read_text()
-    gate(web, caption_characters=(2, 40))
+    local_gate(web, caption_characters=(2, 40))
     assert not page.exists()
 
 
