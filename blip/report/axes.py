@@ -73,7 +73,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 def tick_text(value: float, all_ticks: Sequence[float], sign: bool = False) -> str:
     """Write a tick with the decimals that tell it from its neighbour."""
     step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(value) or 1.0
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    decimals = next(d for d in range(16) if abs(round(step, d) - step) <= step * 1e-6)
     plus = "+" if sign and value > step / 2 else ""
     return plus + number(0.0 if abs(value) < step / 2 else value, decimals)
 

@@ -52,20 +52,28 @@ class Example:
         return clean is None or (text["kind"] is not None and (text["kind"] == CLEAN) is clean)
 
     def image_uri(self, max_pixels: int) -> str:
-        """Give the image as a data URI, made smaller where it is too large for a page.
+        """Give the image as a data URI.
 
         Raises:
             DataError: It was changed, or cannot be decoded.
         """
-        data = self.images.read(self.row)
-        kind = "jpeg" if self.record["extension"] == "jpg" else self.record["extension"]
-        if len(data) > _LARGEST or kind == "bmp":
-            pixels = decode_image(data, max_pixels).permute(1, 2, 0).contiguous().numpy()
-            image, file = Image.fromarray(pixels), io.BytesIO()
-            image.thumbnail((_SIDE, _SIDE))
-            image.save(file, "JPEG", quality=80)
-            data, kind = file.getvalue(), "jpeg"
-        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        return image_uri(self.images.read(self.row), self.record["extension"], max_pixels)
+
+
+def image_uri(data: bytes, extension: str, max_pixels: int) -> str:
+    """Give an image as a data URI, made smaller where it is too large for a page.
+
+    Raises:
+        DataError: It cannot be decoded, or has more than `max_pixels`.
+    """
+    kind = "jpeg" if extension == "jpg" else extension
+    if len(data) > _LARGEST or kind == "bmp":
+        pixels = decode_image(data, max_pixels).permute(1, 2, 0).contiguous().numpy()  # (H, W, 3)
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail((_SIDE, _SIDE))
+        image.save(file, "JPEG", quality=80)
+        data, kind = file.getvalue(), "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def read_examples(data: Path, truths: Sequence[Truth]) -> list[Example]:

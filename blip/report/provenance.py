@@ -1,9 +1,12 @@
 """Where every text came from and went: corpora, writers and judges, dataset versions, models."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from blip.errors import DataError
 from blip.report.arms import Arm
@@ -55,15 +58,10 @@ def count_parameters(weights: Path) -> int:
         DataError: The file cannot be read or has no such header.
     """
     try:
-        with weights.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(
-            _product(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-        )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{weights}: cannot be read as safetensors ({error!r}): make the model again"
-        ) from None
+        with safe_open(weights, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{weights}: cannot be read ({error}): make the model again") from None
 
 
 def _corpora(arms: Sequence[Arm], corpora: Mapping[str, Counter[str]]) -> Figure | None:
@@ -192,10 +190,3 @@ def _decoding(text: str) -> str:
 
 def _count(value: float) -> str:
     return number(value, 0)
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
