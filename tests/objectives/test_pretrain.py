@@ -126,3 +126,16 @@ def test_alpha_rises_over_its_epochs(contrast):
 def test_it_needs_a_model_with_both_stacks(build, contrast):
     with pytest.raises(ValueError, match="'retrieval'"):
         PretrainObjective(build("retrieval"), contrast())
+
+
+def test_sixteen_bits_give_nearly_the_same_losses(build, contrast, batch):
+    totals = []
+    for enabled in (False, True):
+        objective = PretrainObjective(build("pretrain"), contrast())
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = objective(batch(6), Position(0, 10))
+        losses.total.backward()
+        totals.append(losses.total.item())
+        assert objective.contrast.queue.images.dtype == torch.float32
+    assert totals[0] == pytest.approx(totals[1], rel=0.02)  # measured: 0.003
