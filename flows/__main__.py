@@ -1,4 +1,4 @@
-"""Runs a flow in this process: `python -m flows NAME '{"preset": "demo"}'`; what `blip run` does with a Prefect API."""
+"""Runs a flow in this process: `python -m flows experiment '{"preset": "demo"}'`."""
 
 import json
 import sys
@@ -20,7 +20,9 @@ def main() -> None:
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise
-        sys.stderr.write(f"blip: {error}: start it (prefect server start) or unset PREFECT_API_URL\n")
+        sys.stderr.write(
+            f"blip: {error}: start it (prefect server start) or unset PREFECT_API_URL\n"
+        )
         sys.exit(2)
     outcomes = state.result(raise_on_failure=False)
     if isinstance(outcomes, list):

@@ -1,7 +1,7 @@
-"""The flows: the whole experiment, and the parts of it that one may want to schedule or retry alone.
+"""The flows: the whole experiment, and its parts for those who schedule or retry them alone.
 
-Every flow takes the same parameters and runs its targets with all they need; what is up to date costs nothing. A flow
-runs in the current directory, which is the root of the project.
+Every flow takes the same parameters and runs its targets with all they need; what is up to date
+costs nothing. A flow runs in the current directory, which is the root of the project.
 """
 
 from typing import Any, Literal
@@ -43,8 +43,9 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
         Args:
             name: A name of your own for the experiment.
             preset: Start from this preset instead of params.yaml.
-            overrides: Dotted keys and their values, e.g. {"capfilt.threshold": 0.7}; merged over the parameters and
-                checked as a whole. With a name, a preset or overrides it runs in a git worktree of its own.
+            overrides: Dotted keys and their values, e.g. {"capfilt.threshold": 0.7}; merged over
+                the parameters and checked as a whole. With a name, a preset or overrides it runs in
+                a git worktree of its own.
             launcher: Where the stages run.
             slots: How many stages may run at once; by default as many as the cores hold.
             share: Fetch known results from the DVC remote first, and push the results at the end.

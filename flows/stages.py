@@ -1,4 +1,4 @@
-"""Runs the graph of an experiment with Prefect: each stage is a task, placed and recorded by `blip`'s own runner."""
+"""Runs the graph of an experiment with Prefect: each stage a task, run by `blip`'s own runner."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -40,8 +40,9 @@ def run_stages(
 ) -> list[Outcome]:
     """Run stages of an experiment with all they need, as tasks of the current flow run.
 
-    The arguments are those of `blip.integrations.experiment.run_experiment`. A cancelled or terminated flow takes the
-    processes of its stages along: Prefect raises in this thread, and left alone would wait for them.
+    The arguments are those of `blip.integrations.experiment.run_experiment`. A cancelled or
+    terminated flow takes the processes of its stages along: Prefect raises in this thread, and left
+    alone would wait for them.
     """
     with open_experiment(Path.cwd(), name, preset, overrides) as experiment:
         run = begin(experiment, launcher, share)
@@ -57,10 +58,12 @@ def run_stages(
 
 
 def flow_state(outcomes: list[Outcome]) -> State[Any]:
-    """Give the state that a flow run ends in; a failed one is resumable: the next run does only what is missing."""
+    """Give the state that a flow run ends in; after a failed one the next does what is missing."""
     states = [outcome.state for outcome in outcomes]
     told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    failed = [f"{outcome.name} {outcome.message}" for outcome in outcomes if outcome.state == "failed"]
+    failed = [
+        f"{outcome.name} {outcome.message}" for outcome in outcomes if outcome.state == "failed"
+    ]
     if failed:
         return Failed(message=f"{told}; {'; '.join(failed)}", data=outcomes)
     if "stopped" in states:
@@ -83,7 +86,9 @@ class _Tasks:
         outcomes = [Outcome(node.name, "cached") for node in fresh]
         for node, outcome in zip(fresh, outcomes, strict=True):
             self._show(node, outcome)
-        outcomes += schedule(rest, self._todo.urgency, slots, self._start, self._run.stopped, self._tell)
+        outcomes += schedule(
+            rest, self._todo.urgency, slots, self._start, self._run.stopped, self._tell
+        )
         for future in self._futures.values():
             future.wait()
         return outcomes
@@ -101,7 +106,7 @@ class _Tasks:
         return ended
 
     def _show(self, node: Node, outcome: Outcome) -> None:
-        """Show a stage that needs no work, or gets none, as a task; on a failed one it cannot wait."""
+        """Show a stage that needs no work, or gets none; on a failed one it cannot wait."""
         upstream = node.upstream if outcome.good else ()
         self._submit(node, lambda name: _state(outcome), upstream)
 
@@ -123,7 +128,7 @@ class _Tasks:
 
 
 def _task(node: Node, body: Callable[[str], State[Any]]) -> Task[[str], State[Any]]:
-    """Make the task of a stage; nothing goes into Prefect's own cache, for DVC knows better what is up to date."""
+    """Make the task of a stage; nothing goes into Prefect's cache, since DVC knows what is new."""
     decorate = task(
         name=node.name,
         description=node.description,

@@ -1,9 +1,10 @@
-"""An experiment and its workspace: the checkout itself, or a git worktree of its own where it has overrides.
+"""An experiment and its workspace: the checkout, or with overrides a git worktree of its own.
 
-A worktree lies under `.blip/experiments/<name>-<digest>` and is named by the content of its configuration, so that the
-same overrides come back to the same place. It holds the checkout's HEAD and its uncommitted changes to tracked files,
-shares the DVC cache, and links to the checkout's working state (`runs`), catalogue and MLflow database: every
-experiment meets the others there. When all its stages are done it is saved as a DVC experiment of the checkout.
+A worktree lies under `.blip/experiments/<name>-<digest>` and is named by the content of its
+configuration, so that the same overrides come back to the same place. It holds the checkout's HEAD
+and its uncommitted changes to tracked files, shares the DVC cache, and links to the checkout's
+working state (`runs`), catalogue and MLflow database: every experiment meets the others there. When
+all its stages are done it is saved as a DVC experiment of the checkout.
 """
 
 import contextlib
@@ -23,7 +24,15 @@ from blip.errors import ConfigError, IntegrationError
 from blip.files import digest_json, lock, read_json, write_json, write_text
 from blip.integrations import versioning
 from blip.integrations.launch import Kind, open_launcher
-from blip.integrations.runner import Outcome, Run, default_slots, exit_code, plan, run_plan, stop_on_signal
+from blip.integrations.runner import (
+    Outcome,
+    Run,
+    default_slots,
+    exit_code,
+    plan,
+    run_plan,
+    stop_on_signal,
+)
 from blip.integrations.tracking import followed
 
 log = logging.getLogger(__name__)
@@ -73,13 +82,14 @@ def open_experiment(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Iterator[Experiment]:
-    """Enter the workspace of an experiment: it is the current directory within the context, and held for it alone.
+    """Enter the workspace of an experiment: held for it alone, and the current directory within.
 
     Args:
         checkout: The user's working tree, the root of the project.
         name: A name of one's own for the experiment.
         preset: Start from this preset instead of the checkout's `params.yaml`.
-        overrides: Dotted keys and their values. With none of these three it runs in the checkout itself.
+        overrides: Dotted keys and their values. With none of these three it runs in the checkout
+            itself.
 
     Raises:
         ConfigError: The configuration does not pass, or there is no such preset.
@@ -87,7 +97,7 @@ def open_experiment(
         BlipError: It is running already.
     """
     checkout = checkout.resolve()
-    experiment = _describe(checkout, name, preset, dict(overrides or {}))
+    experiment = describe(checkout, name, preset, dict(overrides or {}))
     _hide(checkout / STATE)
     place = experiment.name if experiment.own_workspace else "checkout"
     with lock(checkout / STATE / "locks" / place, f"experiment {experiment.name}"):
@@ -110,7 +120,7 @@ def run_experiment(
     say: Callable[[str, str], None],
     done: Callable[[Outcome], None],
 ) -> tuple[list[Outcome], int]:
-    """Run an experiment in this process, without Prefect: what `blip run` does when no Prefect API is configured.
+    """Run an experiment in this process, as `blip run` does when no Prefect API is configured.
 
     Args:
         checkout: See `open_experiment`, like `name`, `preset` and `overrides`.
@@ -118,7 +128,8 @@ def run_experiment(
         preset: See there.
         overrides: See there.
         targets: Stages or groups to run with all they need; none means the whole graph.
-        slots: How many stages may run at once; by default as many as the cores hold of `threads` each.
+        slots: How many stages may run at once; by default as many as the cores hold of `threads`
+            each.
         launcher: Where the stages run.
         share: Fetch known results from the DVC remote first, and push the results at the end.
         say: Told each line that a stage prints: the stage's name and the line.
@@ -131,13 +142,15 @@ def run_experiment(
         run = begin(experiment, launcher, share)
         todo = plan(experiment.config, targets)
         with following(experiment), stop_on_signal(run) as signals:
-            outcomes = run_plan(todo, run, slots or default_slots(experiment.config.threads), say, done)
+            outcomes = run_plan(
+                todo, run, slots or default_slots(experiment.config.threads), say, done
+            )
         finish(experiment, outcomes, share)
         return outcomes, exit_code(outcomes, signals)
 
 
 def begin(experiment: Experiment, launcher: Kind, share: bool) -> Run:
-    """Prepare to run the stages of an experiment in its workspace, which is the current directory."""
+    """Prepare to run the stages of an experiment in its workspace, the current directory."""
     if share:
         versioning.fetch_run_cache()
     claims = experiment.checkout / STATE / "claims"
@@ -154,14 +167,17 @@ def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None
 
 @contextlib.contextmanager
 def following(experiment: Experiment) -> Iterator[None]:
-    """Carry the journals of the experiment's stages to MLflow while they run, by the checkout's settings."""
+    """Carry the journals of the stages to MLflow while they run, by the checkout's settings."""
     with contextlib.ExitStack() as stack:
         with contextlib.chdir(experiment.checkout):
             stack.enter_context(followed(experiment.checkout / "runs"))
         yield
 
 
-def _describe(checkout: Path, name: str | None, preset: str | None, overrides: dict[str, Any]) -> Experiment:
+def describe(
+    checkout: Path, name: str | None, preset: str | None, overrides: dict[str, Any]
+) -> Experiment:
+    """Say what an experiment is and where it runs, and touch nothing; see `open_experiment`."""
     path = checkout / "params.yaml" if preset is None else PRESETS / f"{preset}.yaml"
     if preset is not None and not path.is_file():
         known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
@@ -183,17 +199,26 @@ def _name(config: Config) -> str:
 
 
 def _anchor(document: dict[str, Any], checkout: Path) -> dict[str, Any]:
-    """Make the paths of the user's own files absolute: neither git nor DVC brings them into a worktree."""
+    """Make paths of the user's own files absolute: neither git nor DVC brings those along."""
     with contextlib.chdir(checkout):
         made = [Path(out) for node in versioning.read_graph().values() for out in node.outs]
-    sources = [("ingest", "sources", name, key) for name in document["ingest"]["sources"] for key in SOURCE_FILES]
+    sources = [
+        ("ingest", "sources", name, key)
+        for name in document["ingest"]["sources"]
+        for key in SOURCE_FILES
+    ]
     for *parents, leaf in [*FILES, *sources]:
         section = document
         for parent in parents:
             section = section[parent]
         path = Path(section[leaf] or "")
         travels = path.is_absolute() or any(path.is_relative_to(out) for out in made)
-        if path.parts and (checkout / path).exists() and not travels and not _git(checkout, "ls-files", "--", str(path)):
+        if (
+            path.parts
+            and (checkout / path).exists()
+            and not travels
+            and not _git(checkout, "ls-files", "--", str(path))
+        ):
             section[leaf] = str((checkout / path).resolve())
     return document
 
@@ -228,12 +253,14 @@ def _set_up(experiment: Experiment) -> None:
 
 
 def _write_params(experiment: Experiment) -> None:
-    text = yaml.safe_dump(dump_config(experiment.config), sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(
+        dump_config(experiment.config), sort_keys=False, allow_unicode=True, width=100
+    )
     write_text(experiment.workspace / "params.yaml", text)
 
 
 def _link_shared(checkout: Path, workspace: Path) -> None:
-    """Let the worktree use the checkout's working state and databases, also those that are still to be made."""
+    """Let the worktree use the checkout's working state and databases, made already or not."""
     (checkout / "runs").mkdir(exist_ok=True)
     for name in SHARED:
         link = workspace / name
@@ -245,7 +272,11 @@ def _save(experiment: Experiment) -> None:
     state = read_json(experiment.state)
     tree = _snapshot(experiment.workspace)
     if state.get("saved") != tree:
-        reports = [path for path in _reports(experiment.workspace) if (experiment.workspace / path).exists()]
+        reports = [
+            path
+            for path in _reports(experiment.workspace)
+            if (experiment.workspace / path).exists()
+        ]
         versioning.save_experiment(experiment.name, reports)
         write_json(experiment.state, {**state, "saved": tree})
         log.info("saved as DVC experiment %s (dvc exp show)", experiment.name)
@@ -256,20 +287,23 @@ def _head(checkout: Path) -> str:
         return _git(checkout, "rev-parse", "--verify", "HEAD")
     except IntegrationError:
         raise IntegrationError(
-            f"an experiment with overrides runs in a git worktree, and {checkout} is no git repository with a commit: "
-            "git init && git add . && git commit, or edit params.yaml and run without overrides"
+            f"an experiment with overrides runs in a git worktree, and {checkout} is no git "
+            "repository with a commit: git init && git add . && git commit, or edit params.yaml "
+            "and run without overrides"
         ) from None
 
 
 def _snapshot(working_tree: Path) -> str:
-    """Give the git tree of the tracked files and the recorded results as they are now, and leave the index alone."""
+    """Give the git tree of tracked files and recorded results as they are; the index stays."""
     index = Path(_git(working_tree, "rev-parse", "--path-format=absolute", "--git-path", "index"))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "index"
         copy.write_bytes(index.read_bytes())
         environment = {"GIT_INDEX_FILE": str(copy)}
         _git(working_tree, "add", "--update", environment=environment)
-        results = [path for path in ("dvc.lock", *_reports(working_tree)) if (working_tree / path).exists()]
+        results = [
+            path for path in ("dvc.lock", *_reports(working_tree)) if (working_tree / path).exists()
+        ]
         if results:
             _git(working_tree, "add", "--force", "--", *results, environment=environment)
         return _git(working_tree, "write-tree", environment=environment)
@@ -285,8 +319,12 @@ def _warn_untracked(checkout: Path, tree: str) -> None:
     others = _git(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
     untracked = [path for path in others if path not in carried]
     if untracked:
-        some = ", ".join(untracked[:5]) + (f" and {len(untracked) - 5} more" if len(untracked) > 5 else "")
-        log.warning("not in the experiment, since git does not track them (git add them first): %s", some)
+        some = ", ".join(untracked[:5]) + (
+            f" and {len(untracked) - 5} more" if len(untracked) > 5 else ""
+        )
+        log.warning(
+            "not in the experiment, since git does not track them (git add them first): %s", some
+        )
 
 
 def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Where a stage's command runs: on this machine, in a session of its own, so that it ends with all its processes."""
+"""Where a stage's command runs: on this machine, in a session of its own that ends as a whole."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
 
 
-class StageFailed(IntegrationError):
-    """A stage's command that ended otherwise than well; `code` is its exit code, 128 + n for signal n."""
+class StageFailedError(IntegrationError):
+    """A stage's command that did not end well; `code` is its exit code, 128 + n for signal n."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Stopped(IntegrationError):
+class StoppedError(IntegrationError):
     """A stage that was stopped, or not begun, because the whole run is being stopped."""
 
 
@@ -39,8 +39,8 @@ class Launcher(Protocol):
         """Run a command to its end, saying each line of its output as it comes.
 
         Raises:
-            StageFailed: It ended with another code than 0, or was stopped at its timeout (code 124).
-            Stopped: `stop` was called.
+            StageFailedError: It ended with another code than 0, or at its timeout (code 124).
+            StoppedError: `stop` was called.
         """
 
     def stop(self) -> None:
@@ -59,16 +59,21 @@ def open_launcher(kind: Kind, workspace: Path) -> Launcher:
 
 
 def stage_environment(workspace: Path) -> dict[str, str]:
-    """Build the environment of every stage: this Python's commands, the workspace's code, no telemetry.
+    """Build the environment of stages: this Python's commands, the workspace's code, no telemetry.
 
-    The workspace's own package comes first on the path, so that the code that runs is the code that DVC recorded.
-    What the user has set already stays, except where the stage could not work with it.
+    The workspace's own package comes first on the path, so that the code that runs is the code that
+    DVC recorded. What the user has set already stays, except where the stage could not work with
+    it.
     """
     environment = {**TELEMETRY_OFF, **os.environ}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(workspace), os.environ.get("PYTHONPATH")]))
+    environment["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(workspace), os.environ.get("PYTHONPATH")])
+    )
     environment["PYTHONUNBUFFERED"] = "1"
-    environment["BLIP_TRACKING"] = "journal"  # the run's own follower carries the journals to MLflow
+    environment["BLIP_TRACKING"] = "journal"  # the run's own follower carries them to MLflow
     return environment
 
 
@@ -86,8 +91,9 @@ TELEMETRY_OFF = {
 class LocalLauncher:
     """Runs commands on this machine.
 
-    Each is the leader of a session: a timeout, `stop` or its own end takes every process that it started along.
-    Where the system can (Linux), it also ends when this process is killed without a chance to say so.
+    Each is the leader of a session: a timeout, `stop` or its own end takes every process that it
+    started along. Where the system can (Linux), it also ends when this process is killed without a
+    chance to say so.
     """
 
     def __init__(self, workspace: Path, environment: Mapping[str, str]) -> None:
@@ -101,7 +107,9 @@ class LocalLauncher:
         """Run a command to its end (see `Launcher.launch`)."""
         child = self._start(name, command)
         last = [""]
-        reader = threading.Thread(target=_pass_on, args=(child.stdout, say, last), name=f"output of {name}", daemon=True)
+        reader = threading.Thread(
+            target=_pass_on, args=(child.stdout, say, last), name=f"output of {name}", daemon=True
+        )
         reader.start()
         timed_out = False
         try:
@@ -116,12 +124,14 @@ class LocalLauncher:
             with self._lock:
                 del self._children[name]
         if self._stopped:
-            raise Stopped("was stopped")
+            raise StoppedError("was stopped")
         if timed_out:
-            raise StageFailed(f"took longer than its {timeout:g} s and was stopped", TIMED_OUT)
+            raise StageFailedError(f"took longer than its {timeout:g} s and was stopped", TIMED_OUT)
         if child.returncode:
             said = f": {last[0]}" if last[0] else ""
-            raise StageFailed(f"{_ending(child.returncode)}{said}", _exit_code(child.returncode))
+            raise StageFailedError(
+                f"{_ending(child.returncode)}{said}", _exit_code(child.returncode)
+            )
 
     def stop(self) -> None:
         """Ask every stage to end, and make it after a grace period. Safe in a signal handler."""
@@ -137,7 +147,7 @@ class LocalLauncher:
     def _start(self, name: str, command: str) -> subprocess.Popen[str]:
         with self._lock:
             if self._stopped:
-                raise Stopped("was not begun")
+                raise StoppedError("was not begun")
             child = subprocess.Popen(
                 _with_parent(command),
                 cwd=self._workspace,
@@ -154,7 +164,7 @@ class LocalLauncher:
 
 
 def _with_parent(command: str) -> list[str]:
-    """Give the arguments that run a shell command and end it with its parent, where `setpriv` is there to arrange it."""
+    """Give the arguments that run a shell command, which ends with us where `setpriv` is there."""
     simple = not any(operator in command for operator in "\n;&|")
     shell = ["sh", "-c", f"exec {command}" if simple else command]
     setpriv = shutil.which("setpriv")

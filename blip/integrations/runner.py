@@ -1,8 +1,9 @@
-"""Runs the graph of an experiment: plan, prepare, launch and record as plain functions, and a schedule over them.
+"""Runs the graph of an experiment: plan, prepare, launch, record, and a schedule over them.
 
-A stage that is up to date is left alone, one whose result an equal run left in the cache is restored, and only what
-remains is launched. A failed stage stops what depends on it and nothing else; the next run goes on from there. The
-Prefect flows wrap the same functions, so that both ways of running cannot differ.
+A stage that is up to date is left alone, one whose result an equal run left in the cache is
+restored, and only what remains is launched. A failed stage stops what depends on it and nothing
+else; the next run goes on from there. The Prefect flows wrap the same functions, so that both ways
+of running cannot differ.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from blip.config import Config
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import digest_json, lock
 from blip.integrations import versioning
-from blip.integrations.launch import TIMED_OUT, Launcher, StageFailed, Stopped
+from blip.integrations.launch import TIMED_OUT, Launcher, StageFailedError, StoppedError
 from blip.integrations.versioning import Node
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ class Outcome:
 
     Attributes:
         name: The stage.
-        state: `cached` (was up to date), `restored` (from the cache), `ran`, `failed`, `skipped` (something upstream
-            failed) or `stopped`.
+        state: `cached` (was up to date), `restored` (from the cache), `ran`, `failed`, `skipped`
+            (something upstream failed) or `stopped`.
         seconds: How long it took.
         message: Why it failed or was skipped.
         code: The exit code to carry on: 0 where good, 2 for the user's errors.
@@ -61,10 +62,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is about: the nodes to visit, upstream first, and which of them are known to be up to date.
+    """What a run is about: the nodes to visit, and which of them are known to be up to date.
 
     Attributes:
-        nodes: The nodes by name, in order.
+        nodes: The nodes by name, upstream first.
         fresh: Names of those that are up to date with everything upstream.
         urgency: For each node the weight of the longest chain from it to the end, itself included.
     """
@@ -74,7 +75,7 @@ class Plan:
     urgency: Mapping[str, float]
 
     def split(self) -> tuple[list[Node], dict[str, Node]]:
-        """Give the nodes that are known to be up to date, and the rest by name, each in the graph's order."""
+        """Give the nodes known to be up to date, and the rest by name, both in graph order."""
         rest = {name: node for name, node in self.nodes.items() if name not in self.fresh}
         return [node for node in self.nodes.values() if node.name in self.fresh], rest
 
@@ -85,7 +86,8 @@ class Run:
 
     Attributes:
         launcher: Where commands run.
-        claims: Folder of locks by which runs in other workspaces see that a stage is being computed.
+        claims: Folder of locks by which runs in other workspaces see that a stage is being
+            computed.
         pull: Whether to fetch known results from the remote.
     """
 
@@ -105,7 +107,8 @@ def plan(config: Config, targets: Iterable[str] = ()) -> Plan:
 
     Args:
         config: The experiment.
-        targets: Names of stages, or of groups of them (`finetune`), to run with all that they need; none means all.
+        targets: Names of stages, or of groups of them (`finetune`), to run with all that they need;
+            none means all.
 
     Raises:
         ConfigError: A target names no stage.
@@ -121,12 +124,16 @@ def plan(config: Config, targets: Iterable[str] = ()) -> Plan:
 
 
 def _select(graph: Mapping[str, Node], targets: list[str]) -> dict[str, Node]:
-    """Keep the stages that are wanted and what they need; pinned data that nothing reads are left out."""
-    wanted = {name for name, node in graph.items() if node.command is not None} if not targets else set()
+    """Keep the wanted stages and what they need; pinned data that none of them reads are left."""
+    wanted = (
+        {name for name, node in graph.items() if node.command is not None} if not targets else set()
+    )
     for target in targets:
         named = {name for name in graph if name == target or name.split("@")[0] == target}
         if not named:
-            raise ConfigError(f"no stage or group of stages is called {target!r}; there are {', '.join(graph)}")
+            raise ConfigError(
+                f"no stage or group of stages is called {target!r}; there are {', '.join(graph)}"
+            )
         wanted |= named
     for name in reversed(list(graph)):
         if name in wanted:
@@ -162,7 +169,8 @@ def run_node(node: Node, run: Run, say: Callable[[str], None]) -> State:
     """Bring one node up to date, its upstream being so: leave, restore, or launch and record.
 
     Raises:
-        BlipError: It cannot be run (`StageFailed` carries an exit code; `Stopped` says that the run ends).
+        BlipError: It cannot be run (`StageFailedError` carries an exit code; `StoppedError` says
+            that the run ends).
     """
     if node.pinned:
         return _bring_data(node, run, say)
@@ -182,22 +190,26 @@ def run_node(node: Node, run: Run, say: Callable[[str], None]) -> State:
 
 
 def _bring_data(node: Node, run: Run, say: Callable[[str], None]) -> State:
-    """Bring pinned data: from the cache, or from their generator, which leaves data alone that are there and right."""
+    """Bring pinned data: from the cache, and by their generator, which leaves right ones alone."""
     state = versioning.keep_data(node.name)
     if node.command is not None:
         with _claim(run, node.name):
             run.launcher.launch(node.name, node.command, node.timeout, say)
         return "ran"
     if state == "missing":
-        raise DataError(f"{', '.join(node.outs)}: not there: put it there, or fetch it: dvc pull {node.name}")
+        raise DataError(
+            f"{', '.join(node.outs)}: not there: put it there, or fetch it: dvc pull {node.name}"
+        )
     if state == "changed":
-        raise DataError(f"{', '.join(node.outs)}: not what {node.name} pins: dvc commit {node.name} to accept it")
+        raise DataError(
+            f"{', '.join(node.outs)}: not what {node.name} pins: accept it: dvc commit {node.name}"
+        )
     return state
 
 
 @contextlib.contextmanager
 def _claim(run: Run, key: str) -> Iterator[bool]:
-    """Hold the right to compute a result; yields whether another run had it first, and was waited for."""
+    """Hold the right to compute a result; yields whether another run had it and was waited for."""
     waited = False
     with contextlib.ExitStack() as stack:
         while key:
@@ -209,12 +221,12 @@ def _claim(run: Run, key: str) -> Iterator[bool]:
                     log.info("%s; waiting for its result", str(busy).split(":")[0])
                 waited = True
                 if run.stopped.wait(CLAIM_SECONDS):
-                    raise Stopped("was not begun") from None
+                    raise StoppedError("was not begun") from None
         yield waited
 
 
 def attempt(node: Node, run: Run, say: Callable[[str], None]) -> Outcome:
-    """Bring one node up to date and give what became of it, an error of the user's or of a stage included."""
+    """Bring one node up to date and give what became of it, errors included."""
     began = time.monotonic()
 
     def outcome(state: State, message: str = "", code: int = 0) -> Outcome:
@@ -222,9 +234,9 @@ def attempt(node: Node, run: Run, say: Callable[[str], None]) -> Outcome:
 
     try:
         return outcome(run_node(node, run, say))
-    except Stopped as error:
+    except StoppedError as error:
         return outcome("stopped", str(error))
-    except StageFailed as error:
+    except StageFailedError as error:
         return outcome("failed", str(error), error.code)
     except BlipError as error:
         return outcome("failed", str(error), USER_ERROR)
@@ -330,13 +342,15 @@ def run_plan(
 
 def default_slots(threads: int) -> int:
     """Give how many stages of so many threads this machine's cores can run at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // threads)
 
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[list[int]]:
-    """Stop a run in good order at SIGTERM or Ctrl-C; yields the list of signals that came. Main thread only."""
+    """Stop a run in good order at SIGTERM or Ctrl-C; yields the signals that came. Main thread."""
     came: list[int] = []
 
     def handle(number: int, frame: object) -> None:
@@ -352,7 +366,7 @@ def stop_on_signal(run: Run) -> Iterator[list[int]]:
 
 
 def exit_code(outcomes: Iterable[Outcome], signals: list[int]) -> int:
-    """Give the exit code of a run: 128 + n after signal n, that of the first failed stage, else 0."""
+    """Give a run's exit code: 128 + n after signal n, that of the first failed stage, else 0."""
     if signals:
         return 128 + signals[0]
     return next((outcome.code or 1 for outcome in outcomes if outcome.state == "failed"), 0)
@@ -363,5 +377,8 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     rows = [(o.name, o.state, f"{o.seconds:8.1f}", o.message) for o in outcomes]
     width = max([len("stage"), *(len(row[0]) for row in rows)])
     lines = [f"{'stage':<{width}}  {'state':<8}  {'seconds':>8}"]
-    lines += [f"{name:<{width}}  {state:<8}  {seconds}  {message}".rstrip() for name, state, seconds, message in rows]
+    lines += [
+        f"{name:<{width}}  {state:<8}  {seconds}  {message}".rstrip()
+        for name, state, seconds, message in rows
+    ]
     return "\n".join(lines)

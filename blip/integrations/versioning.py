@@ -1,7 +1,8 @@
-"""The one adapter to DVC: reads the graph of stages, asks what is up to date, restores and records results.
+"""The one adapter to DVC: reads the graph, asks what is up to date, restores and records.
 
-Everything here works on the workspace that is the current directory (DVC's own interface does too), opens DVC anew
-for every call (a shared one loses lock entries), and lets one call of this process in at a time.
+Everything here works on the workspace that is the current directory (DVC's own interface does too),
+opens DVC anew for every call (a shared one loses lock entries), and lets one call of this process
+in at a time.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ MADE_FROM = "made_from"  # what made pinned data, under `meta` of its .dvc file
 
 @dataclass(frozen=True)
 class Node:
-    """A stage as `dvc.yaml` describes it, or data that a `.dvc` file pins (then there is no command).
+    """A stage as `dvc.yaml` describes it, or data that a `.dvc` file pins (without a command).
 
     Attributes:
         name: What DVC calls it, e.g. `finetune@captioner`.
@@ -63,9 +64,10 @@ class Prepared:
     """A node just before it would run.
 
     Attributes:
-        state: `cached`: nothing to do. `restored`: the result of an equal run was put back. `stale`: it must run;
-            its old outputs are gone.
-        key: Digest of the command and of everything it depends on; equal for equal work in any workspace.
+        state: `cached`: nothing to do. `restored`: the result of an equal run was put back.
+            `stale`: it must run; its old outputs are gone.
+        key: Digest of the command and of everything it depends on; equal for equal work in any
+            workspace.
         inputs: The digest of each thing it depends on, to see whether one changes while it runs.
     """
 
@@ -140,7 +142,7 @@ def _node(stage: Any, graph: Any) -> Node:
 
 @_through_dvc
 def prepare(name: str, *, pull: bool = False) -> Prepared:
-    """Ask whether a stage must run; put its result back if an equal run is known, else remove its old outputs.
+    """Ask whether a stage must run; restore the result of an equal run, or remove the old one.
 
     Args:
         name: The stage; what it depends on is in place.
@@ -161,7 +163,10 @@ def prepare(name: str, *, pull: bool = False) -> Prepared:
             return Prepared("cached")
         missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
         if missing:
-            raise DataError(f"stage {name} needs {', '.join(missing)}, which is not there: make or fetch it first")
+            raise DataError(
+                f"stage {name} needs {', '.join(missing)}, which is not there: "
+                "make or fetch it first"
+            )
         stage.remove_outs(ignore_remove=False, force=False)
         try:
             repo.stage_cache.restore(stage, pull=pull)
@@ -177,7 +182,8 @@ def record(name: str, inputs: Mapping[str, str]) -> None:
     """Write what a stage read and made into `dvc.lock` and the run cache.
 
     Raises:
-        DataError: Something it depends on changed while it ran: its result belongs to neither state.
+        DataError: Something it depends on changed while it ran: its result belongs to neither
+            state.
         IntegrationError: An output is missing.
     """
     with _open() as repo, _locked(repo):
@@ -186,18 +192,19 @@ def record(name: str, inputs: Mapping[str, str]) -> None:
         changed = [path for path, digest in _inputs(stage).items() if inputs.get(path) != digest]
         if changed:
             raise DataError(
-                f"stage {name}: {', '.join(changed)} changed while it ran, so its result is not recorded: run again"
+                f"stage {name}: {', '.join(changed)} changed while it ran, "
+                "so its result is not recorded: run again"
             )
         repo.commit(name, force=True)
 
 
 @_through_dvc
 def keep_data(name: str) -> Literal["cached", "restored", "missing", "changed"]:
-    """Bring data that a `.dvc` file pins and the cache into line: each gives the other what it lacks.
+    """Bring pinned data and the cache into line: each gives the other what it lacks.
 
     Returns:
-        `cached`: the data are there as pinned. `restored`: they were put back from the cache. `missing`: neither
-        has them. `changed`: they are not what is pinned.
+        `cached`: the data are there as pinned. `restored`: they were put back from the cache.
+        `missing`: neither has them. `changed`: they are not what is pinned.
     """
     with _open() as repo, _locked(repo):
         stage = _stage(repo, name)
@@ -214,7 +221,7 @@ def keep_data(name: str) -> Literal["cached", "restored", "missing", "changed"]:
 
 
 def pin_data(folder: Path, made_from: str) -> None:
-    """Pin generated data: check them against `<folder>.dvc` if that was made from the same, else write it anew.
+    """Check generated data against `<folder>.dvc` if that was made from the same, else write it.
 
     Args:
         folder: The data, in the current directory.
@@ -228,8 +235,8 @@ def pin_data(folder: Path, made_from: str) -> None:
     if pinned and pinned.made_from == made_from:
         if keep_data(pin.as_posix()) == "changed":
             raise DataError(
-                f"{folder}: the same settings gave other bytes than {pin} pins: the generator or a library that it "
-                f"uses behaves differently here; delete {pin} to accept what this machine makes"
+                f"{folder}: the same settings gave other bytes than {pin} pins: the generator or a "
+                f"library of its behaves differently here; delete {pin} to accept them"
             )
         return
     _pin(folder, made_from)
@@ -254,7 +261,7 @@ def checkout() -> None:
 
 @_through_dvc
 def fetch_run_cache() -> None:
-    """Fetch from the remote what is known of stages that ran elsewhere (records, not yet their objects)."""
+    """Fetch from the remote which stages ran elsewhere: the records, not yet their objects."""
     with _open() as repo:
         cache = repo.stage_cache
         cache.transfer(_remote(repo), repo.cache.legacy, force=False)
@@ -262,17 +269,25 @@ def fetch_run_cache() -> None:
 
 @_through_dvc
 def push(names: list[str]) -> int:
-    """Push the results of stages to the remote, so that any other clone can restore them; give the objects sent.
+    """Push results to the remote, so that any clone can restore them; count the objects sent.
 
-    Objects go before the records that name them, so that no record is ever seen without its objects. DVC's own
-    `push --run-cache` sends all records each time, and only the objects of the current workspace.
+    Objects go before the records that name them, so that no record is ever seen without its
+    objects. DVC's own `push --run-cache` sends all records each time, and only the objects of the
+    current workspace.
     """
     with _open() as repo, _locked(repo):
         remote = _remote(repo)
         stages = [_stage(repo, name) for name in names]
-        records = [entry for entry in map(_record, stages) if entry and Path(_record_path(repo, entry)).exists()]
+        records = [
+            entry
+            for entry in map(_record, stages)
+            if entry and Path(_record_path(repo, entry)).exists()
+        ]
         sent = 0
-        needed = [repo.stage_cache.get_used_objs(records), *(stage.get_used_objs() for stage in stages)]
+        needed = [
+            repo.stage_cache.get_used_objs(records),
+            *(stage.get_used_objs() for stage in stages),
+        ]
         for used in needed:
             for store, objects in used.items():
                 sent += len(repo.cloud.push(objects, odb=store).transferred)
@@ -297,7 +312,7 @@ def use_cache(directory: Path) -> None:
 
 @_through_dvc
 def save_experiment(name: str, reports: list[str]) -> None:
-    """Save the workspace as a DVC experiment, which `dvc exp show` lists in every worktree of the repository.
+    """Save the workspace as a DVC experiment; `dvc exp show` lists it in every worktree.
 
     Args:
         name: The experiment's name; an earlier one of that name is replaced.
@@ -330,7 +345,7 @@ def _stage(repo: Any, name: str) -> Any:
 
 
 def _as_recorded(stage: Any) -> bool:
-    """Tell whether the outputs in the workspace are what is recorded, whether the cache has them or not."""
+    """Tell whether the outputs here are those recorded, whether the cache has them or not."""
     return not any(out.workspace_status() for out in stage.outs)
 
 
@@ -362,7 +377,9 @@ def _remote(repo: Any) -> Any:
     try:
         return repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
     except (NoRemoteError, RemoteConfigError):
-        raise IntegrationError("no DVC remote to share results through: dvc remote add -d NAME URL") from None
+        raise IntegrationError(
+            "no DVC remote to share results through: dvc remote add -d NAME URL"
+        ) from None
 
 
 def _push_record(repo: Any, remote: Any, entry: tuple[str, str]) -> None:

@@ -63,7 +63,11 @@ def test_a_flow_fails_where_a_stage_fails_and_says_which() -> None:
     good = [Outcome("a", "ran"), Outcome("b", "cached"), Outcome("c", "cached")]
     assert flow_state(good).message == "1 ran, 2 cached"
     assert flow_state(good).is_completed()
-    bad = [*good, Outcome("d", "failed", message="ended with exit code 1", code=1), Outcome("e", "skipped")]
+    bad = [
+        *good,
+        Outcome("d", "failed", message="ended with exit code 1", code=1),
+        Outcome("e", "skipped"),
+    ]
     assert flow_state(bad).is_failed()
     assert "d ended with exit code 1" in str(flow_state(bad).message)
     assert flow_state([*good, Outcome("d", "stopped")]).is_cancelled()

@@ -12,7 +12,7 @@ import pytest
 from blip.config import PRESETS
 
 STEP = '''\
-"""A stage of the toy project: `python step.py NAME OUT IN...` copies its inputs' text into OUT/text."""
+"""A stage of the toy project: `python step.py NAME OUT IN...` writes OUT/text."""
 import json, os, pathlib, sys, time
 name, out, *inputs = sys.argv[1:]
 control = pathlib.Path(os.environ["TOY_CONTROL"])
@@ -107,9 +107,13 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy") / "project"
     for folder in (".dvc", "raw"):
         (root / folder).mkdir(parents=True)
-    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
+    (root / ".dvc" / "config").write_text(
+        "[core]\n    analytics = false\n    check_update = false\n"
+    )
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
-    (root / ".gitignore").write_text("/out/\n/runs\n/catalog.db*\n/mlflow.db*\n/mlruns\n/mlartifacts\n")
+    (root / ".gitignore").write_text(
+        "/out/\n/runs\n/catalog.db*\n/mlflow.db*\n/mlruns\n/mlartifacts\n"
+    )
     (root / ".dvcignore").write_text("/.blip/\n")
     (root / "raw" / "words").write_text("raw\n")
     (root / "step.py").write_text(STEP)

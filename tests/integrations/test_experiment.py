@@ -17,7 +17,6 @@ from blip.integrations import versioning
 from blip.integrations.experiment import open_experiment, run_experiment
 from blip.integrations.runner import Outcome
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
 
@@ -31,7 +30,9 @@ def run(toy: Any, **options: Any) -> dict[str, str]:
     return {outcome.name: outcome.state for outcome in outcomes}
 
 
-def test_overrides_run_in_a_worktree_that_shares_the_cache_and_leave_the_checkout_alone(toy: Any) -> None:
+def test_overrides_run_in_a_worktree_that_shares_the_cache_and_leave_the_checkout_alone(
+    toy: Any,
+) -> None:
     run(toy)
     toy.began()
     before = Path("params.yaml").read_bytes(), Path("dvc.lock").read_bytes()
@@ -61,16 +62,19 @@ def test_a_name_or_a_preset_alone_makes_an_experiment(toy: Any) -> None:
     assert Path.cwd() == toy.root
     with open_experiment(toy.root, preset="demo") as experiment:
         assert experiment.own_workspace
-    with pytest.raises(ConfigError, match="no preset 'dmeo'; there are .*demo"), open_experiment(
-        toy.root, preset="dmeo"
+    with (
+        pytest.raises(ConfigError, match=r"no preset 'dmeo'; there are .*demo"),
+        open_experiment(toy.root, preset="dmeo"),
     ):
         pass
-    with pytest.raises(ConfigError, match=r"capfilt\.treshold.*did you mean 'capfilt.threshold'"), open_experiment(
-        toy.root, overrides={"capfilt.treshold": 1}
+    with (
+        pytest.raises(ConfigError, match=r"capfilt\.treshold.*did you mean 'capfilt.threshold'"),
+        open_experiment(toy.root, overrides={"capfilt.treshold": 1}),
     ):
         pass
-    with pytest.raises(ConfigError, match="threshold: .*less than or equal to 1"), open_experiment(
-        toy.root, overrides={"capfilt.threshold": 7}
+    with (
+        pytest.raises(ConfigError, match=r"threshold: .*less than or equal to 1"),
+        open_experiment(toy.root, overrides={"capfilt.threshold": 7}),
     ):
         pass
 
@@ -98,8 +102,9 @@ def test_two_experiments_at_once_do_not_meet_and_equal_stages_are_computed_once(
     toy.order(prepare={"sleep": 1.0})
     script = (
         "import pathlib, sys; from blip.integrations.experiment import run_experiment\n"
-        "o, code = run_experiment(pathlib.Path.cwd(), overrides={'capfilt.threshold': float(sys.argv[1])},"
-        " say=lambda *_: None, done=lambda _: None, slots=1)\n"
+        "overrides = {'capfilt.threshold': float(sys.argv[1])}\n"
+        "_, code = run_experiment(pathlib.Path.cwd(), overrides=overrides, slots=1,"
+        " say=lambda *_: None, done=lambda _: None)\n"
         "sys.exit(code)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", script, value]) for value in ("0.3", "0.4")]
@@ -107,13 +112,21 @@ def test_two_experiments_at_once_do_not_meet_and_equal_stages_are_computed_once(
     began = toy.began()
     assert began.count("prepare") == began.count("train_left") == began.count("train_right") == 1
     assert began.count("select") == 2
-    assert len([line for line in dvc("exp", "list", "--name-only").split() if line.startswith("demo-")]) == 2
+    assert (
+        len(
+            [line for line in dvc("exp", "list", "--name-only").split() if line.startswith("demo-")]
+        )
+        == 2
+    )
 
 
 def test_the_same_experiment_is_not_run_twice_at_once(toy: Any) -> None:
-    with open_experiment(toy.root), pytest.raises(BlipError, match="experiment demo-.* is already running"):
-        with open_experiment(toy.root):
-            pass
+    with (
+        open_experiment(toy.root),
+        pytest.raises(BlipError, match=r"experiment demo-.* is already running"),
+        open_experiment(toy.root),
+    ):
+        pass
 
 
 def test_files_of_the_users_own_are_found_from_the_worktree(toy: Any) -> None:
@@ -121,7 +134,10 @@ def test_files_of_the_users_own_are_found_from_the_worktree(toy: Any) -> None:
     (toy.root / "mine/web.json").write_text("[]")
     with open_experiment(
         toy.root,
-        overrides={"ingest.sources.web.annotations": "mine/web.json", "ingest.sources.web.images": "raw"},
+        overrides={
+            "ingest.sources.web.annotations": "mine/web.json",
+            "ingest.sources.web.images": "raw",
+        },
     ) as experiment:
         web = experiment.config.ingest.sources["web"]
         assert web.annotations == str(toy.root / "mine/web.json")
@@ -130,15 +146,16 @@ def test_files_of_the_users_own_are_found_from_the_worktree(toy: Any) -> None:
 
 def test_without_a_commit_there_is_a_remedy(toy: Any) -> None:
     shutil.rmtree(toy.root / ".git")
-    with pytest.raises(IntegrationError, match="no git repository with a commit.*git init"), open_experiment(
-        toy.root, name="mine"
+    with (
+        pytest.raises(IntegrationError, match=r"no git repository with a commit.*git init"),
+        open_experiment(toy.root, name="mine"),
     ):
         pass
 
 
 def test_a_failed_experiment_is_not_saved(toy: Any) -> None:
     toy.order(select={"exit": 2})
-    outcomes, code = run_experiment(toy.root, name="mine", say=quiet, done=quiet)
+    _, code = run_experiment(toy.root, name="mine", say=quiet, done=quiet)
     assert code == 2
     assert "mine-" not in dvc("exp", "list")
     toy.order()
@@ -161,7 +178,7 @@ def test_results_pushed_to_a_remote_are_restored_in_a_clone_without_lock_or_repo
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(toy.root), str(clone)], check=True)
     monkeypatch.chdir(clone)
-    outcomes, code = run_experiment(clone, say=quiet, done=quiet, share=True)
+    outcomes, _ = run_experiment(clone, say=quiet, done=quiet, share=True)
     assert {o.state for o in outcomes} == {"restored"}
     assert toy.began() == []
     assert (clone / "out/finish/text").read_text() == (toy.root / "out/finish/text").read_text()
@@ -170,7 +187,8 @@ def test_results_pushed_to_a_remote_are_restored_in_a_clone_without_lock_or_repo
 
 def test_threads_that_record_at_once_lose_nothing(toy: Any) -> None:
     stages = "".join(
-        f"  s{i}:\n    cmd: python step.py s{i} out/s{i} raw\n    deps: [raw]\n    outs: [out/s{i}]\n" for i in range(6)
+        f"  s{i}: {{cmd: python step.py s{i} out/s{i} raw, deps: [raw], outs: [out/s{i}]}}\n"
+        for i in range(6)
     )
     Path("dvc.yaml").write_text("stages:\n" + stages)
     assert set(run_all(toy, 6)) == {"ran"}

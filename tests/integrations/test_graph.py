@@ -1,4 +1,4 @@
-"""The project's own dvc.yaml: it holds together, and each stage depends on the code and parameters it uses."""
+"""The project's own dvc.yaml: each stage depends on the code and the parameters that it uses."""
 
 import ast
 import contextlib
@@ -123,9 +123,19 @@ def test_a_parameter_reaches_the_stages_that_use_it_and_no_other(graph: dict[str
     assert users("tokenizer.size") == {"tokenizer"}
     assert users("ingest.min_side") == {"ingest"}
     assert users("threads") == {"pretrain", "finetune", "caption", "score", "evaluate"}
-    after_select = {"pretrain@bootstrapped", "finetune@captioning_bootstrapped", "compare@human", "report"}
+    after_select = {
+        "pretrain@bootstrapped",
+        "finetune@captioning_bootstrapped",
+        "compare@human",
+        "report",
+    }
     assert below(graph, "select") >= after_select
-    assert not below(graph, "select") & {"caption", "score", "pretrain@unfiltered", "evaluate@human_retrieval"}
+    assert not below(graph, "select") & {
+        "caption",
+        "score",
+        "pretrain@unfiltered",
+        "evaluate@human_retrieval",
+    }
 
 
 def reads(keys: tuple[str, ...], key: str) -> bool:
@@ -142,7 +152,9 @@ def below(graph: dict[str, Node], name: str) -> set[str]:
 
 def test_every_key_of_the_configuration_reaches_a_stage(graph: dict[str, Node]) -> None:
     used = tuple(key for node in graph.values() for key in node.params)
-    document = load_config(ROOT / "params.yaml").model_dump(by_alias=True, exclude={"name", "world"})
+    document = load_config(ROOT / "params.yaml").model_dump(
+        by_alias=True, exclude={"name", "world"}
+    )
     unused = [key for key in leaves(document) if not reads(used, key)]
     assert unused == []
 
@@ -150,7 +162,9 @@ def test_every_key_of_the_configuration_reaches_a_stage(graph: dict[str, Node]) 
 def leaves(node: object, prefix: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from leaves(value, f"{prefix}{key}." if isinstance(value, dict) else f"{prefix}{key}")
+            yield from leaves(
+                value, f"{prefix}{key}." if isinstance(value, dict) else f"{prefix}{key}"
+            )
     else:
         yield prefix
 
@@ -202,7 +216,9 @@ while [ $# -gt 0 ]; do
   case $1 in
     --out)
       mkdir -p "$2"
-      for file in result manifest.json metrics.json curves.csv; do cksum < params.yaml > "$2/$file"; done
+      for file in result manifest.json metrics.json curves.csv; do
+        cksum < params.yaml > "$2/$file"
+      done
       shift ;;
     --metrics) mkdir -p reports; echo '{}' > "$2"; shift ;;
     report) mkdir -p reports; cksum < params.yaml > reports/report.html ;;
@@ -263,5 +279,12 @@ def test_git_keeps_the_reports_of_dvc_and_not_its_outputs() -> None:
         pytest.skip("needs the git repository")
     assert not ignored("reports/select.json")
     assert not ignored("dvc.lock")
-    for out in ("datasets/web", "models/human", "results/filter", "tokenizer/vocab.txt", "data/web.tar", "runs/x"):
+    for out in (
+        "datasets/web",
+        "models/human",
+        "results/filter",
+        "tokenizer/vocab.txt",
+        "data/web.tar",
+        "runs/x",
+    ):
         assert ignored(out)

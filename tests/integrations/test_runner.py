@@ -1,4 +1,4 @@
-"""The runner on the toy project: what runs, what does not, in which order, and what failures leave behind."""
+"""The runner on the toy project: what runs, in which order, and what failures leave behind."""
 
 import json
 import os
@@ -41,7 +41,9 @@ def test_everything_runs_once_and_then_nothing(toy: Any) -> None:
     assert (set(first.values()), code) == ({"ran"}, 0)
     assert sorted(first) == sorted(ALL)
     assert len(toy.began()) == 5
-    assert (toy.root / "out/finish/text").read_text().startswith("finish(select(train_left(prepare(")
+    assert (
+        (toy.root / "out/finish/text").read_text().startswith("finish(select(train_left(prepare(")
+    )
     second, code = run(toy)
     assert (set(second.values()), code) == ({"cached"}, 0)
     assert toy.began() == []
@@ -62,7 +64,9 @@ def test_a_new_threshold_runs_select_and_later_only_and_the_old_one_comes_back(t
     toy.edit_params("threshold: 0.5", "threshold: 0.7")
     first, _ = run(toy)
     assert toy.began() == ["select"]
-    assert first == dict.fromkeys(ALL, "cached") | {"select": "ran"}  # its text is the same, so `finish` is fresh
+    assert first == dict.fromkeys(ALL, "cached") | {
+        "select": "ran"
+    }  # its text is the same, so `finish` is fresh
     toy.edit_params("threshold: 0.7", "threshold: 0.5")
     second, _ = run(toy)
     assert second["select"] == "restored"
@@ -118,13 +122,17 @@ def test_siblings_run_side_by_side_and_slots_bound_them(toy: Any) -> None:
     run(toy)
     spans = {e["name"]: e["began"] for e in toy.log() if "began" in e}
     ends = {e["name"]: e["ended"] for e in toy.log() if "ended" in e}
-    assert max(spans["train_left"], spans["train_right"]) < min(ends["train_left"], ends["train_right"])
+    assert max(spans["train_left"], spans["train_right"]) < min(
+        ends["train_left"], ends["train_right"]
+    )
     toy.edit_params("steps: 600", "steps: 601")
     toy.began()
     run(toy, slots=1)
     spans = {e["name"]: e["began"] for e in toy.log() if "began" in e}
     ends = {e["name"]: e["ended"] for e in toy.log() if "ended" in e}
-    assert max(spans["train_left"], spans["train_right"]) > min(ends["train_left"], ends["train_right"])
+    assert max(spans["train_left"], spans["train_right"]) > min(
+        ends["train_left"], ends["train_right"]
+    )
 
 
 def test_inputs_that_change_while_a_stage_runs_are_not_recorded_as_its_cause(toy: Any) -> None:
@@ -196,7 +204,9 @@ def test_a_stopped_run_ends_its_stages_and_can_be_taken_up(
     assert (outcome["prepare"], code) == ("cached", 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel to tell children of their parent's end")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs the kernel to tell children of their parent's end"
+)
 def test_a_killed_runner_takes_its_stages_along(toy: Any) -> None:
     toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
     process = start_and_wait_for_both(toy)
@@ -265,7 +275,11 @@ def edges_of(graph: dict[str, Node]) -> set[tuple[str, str]]:
 
 def edges_by_dvc(root: Path) -> set[tuple[str, str]]:
     dot = subprocess.run(
-        [sys.executable, "-m", "dvc", "dag", "--dot"], cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "dvc", "dag", "--dot"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     pairs = [line.rstrip(";").split(" -> ") for line in dot.splitlines() if "->" in line]
     return {(json.loads(a), json.loads(b)) for a, b in pairs}
