@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from blip.errors import BlipError, DataError
+
+log = logging.getLogger(__name__)
 
 
 def digest_json(value: Any) -> str:
@@ -132,11 +135,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock that the kernel frees when the holder ends, however it ends.
 
+    Args:
+        path: The lock's file.
+        what: The work, for messages.
+        wait: Wait for another holder instead of refusing.
+
     Raises:
-        BlipError: Another process holds it; `what` names the work in the message.
+        BlipError: Another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -144,10 +152,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise BlipError(
-                f"{what} is already running (process {holder}): wait for it, or stop it first"
-            ) from None
+            busy = f"{what} is already running (process {file.read().strip() or 'unknown'})"
+            if not wait:
+                raise BlipError(f"{busy}: wait for it, or stop it first") from None
+            log.info("%s; waiting for it", busy)
+            fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

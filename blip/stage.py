@@ -115,7 +115,10 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
     """
     key = stage_key(job)
     run_dir = job.runs / f"{job.verb}-{key[:16]}"
-    with lock(run_dir / "lock", f"stage {job.name}"), lock(job.runs / "locks" / _slug(job.out), f"a stage that writes {job.out}"):
+    writing = lock(job.runs / "locks" / _slug(job.out), f"a stage that writes {job.out}")
+    # The working state is shared by workspaces: where another one does the same just now, it goes first.
+    working = lock(run_dir / "lock", f"stage {job.name}", wait=True)
+    with writing, working:
         if finished(job, key) and not force:
             log.info("%s is up to date", job.name)
             yield None

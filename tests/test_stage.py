@@ -108,7 +108,24 @@ def test_killed_stage_leaves_nothing_and_the_next_goes_on(tmp_path: Path) -> Non
 def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
     with run_stage(job(tmp_path)) as stage:
         assert stage is not None
-        with pytest.raises(BlipError, match="stage toy-out is already running"):
-            run(job(tmp_path))
-        with pytest.raises(BlipError, match="a stage that writes .*out is already running"):
-            run(job(tmp_path, config={"x": 2}))
+        for config in ({"x": 1}, {"x": 2}):
+            with pytest.raises(BlipError, match=r"a stage that writes .*out is already running"):
+                run(job(tmp_path, config=config))
+
+
+def test_same_work_for_another_output_waits_its_turn(tmp_path: Path) -> None:
+    program = f"""
+        from pathlib import Path
+        from blip.stage import Job, run_stage
+        folder = Path({str(tmp_path)!r})
+        with run_stage(Job("toy", folder / "other", {{"data": (folder / "in",)}}, {{"x": 1}}, folder / "runs")) as stage:
+            (stage.out / "result").write_text("second")
+    """
+    with run_stage(job(tmp_path)) as stage:
+        assert stage is not None
+        other = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+        (stage.out / "result").write_text("first")
+    assert other.wait(30) == 0
+    assert (tmp_path / "other" / "result").read_text() == "second"
