@@ -210,8 +210,9 @@ def beam_search(
     while True:
         scores = model.predict(hidden).float().log_softmax(dim=1)
         scores = processed(scores, token_ids, decoding, model.special.sep)
-        moves = _advance(scores, sums, token_ids, images, finished, model.special.sep)
-        open_images, parents, tokens, sums = moves
+        open_images, parents, tokens, sums = _advance(
+            scores, sums, token_ids, images, finished, model.special.sep
+        )
         images = [images[place] for place in open_images]
         if not images:
             break
@@ -224,14 +225,9 @@ def beam_search(
             break
         cache.select(parents)
         if len(open_images) < len(image_kv[0]):
-            image_kv = [kv[torch.tensor(open_images, device=kv.device)] for kv in image_kv]
-        hidden = _decode_beams(model, tokens, image_kv, cache)
+            image_kv = [kv[open_images] for kv in image_kv]
+        hidden = model.decode(tokens[:, None], image_kv, cache=cache)[:, -1]
     return [(ids[start:], score) for score, ids in (one.best() for one in finished)]
-
-
-def _decode_beams(model: Blip, tokens: Tensor, image_kv: list[Tensor], cache: TextCache) -> Tensor:
-    """Read (R,) new tokens, the beams of an image side by side; give their (R, W) states."""
-    return model.decode(tokens[:, None], image_kv, cache=cache)[:, -1]
 
 
 def _advance(

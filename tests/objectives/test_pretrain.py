@@ -138,4 +138,4 @@ def test_sixteen_bits_give_nearly_the_same_losses(build, contrast, batch):
         losses.total.backward()
         totals.append(losses.total.item())
         assert objective.contrast.queue.images.dtype == torch.float32
-    assert totals[0] == pytest.approx(totals[1], rel=0.02)  # measured: 0.003
+    assert totals[0] == pytest.approx(totals[1], rel=0.01)  # measured: below 0.001
