@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class _TorchvisionOperators(importlib.abc.MetaPathFinder):
@@ -25,9 +26,11 @@ class _TorchvisionOperators(importlib.abc.MetaPathFinder):
             import torch
 
             if torch.version.cuda is None:
-                library = torch.library.Library("torchvision", "DEF")
+                library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
                 for operator in ("nms", "qnms"):
-                    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                    library.define(
+                        f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                    )
                 _TorchvisionOperators.library = library  # the schemas live as long as this object
         return None
 

@@ -270,7 +270,7 @@ class Decoding(Section):
 
 
 class CapFilt(Section):
-    """Captioning and filtering (Li et al. 2022, section 3.3): keep a text if its match probability is above `threshold`.
+    """Captioning and filtering (Li et al. 2022, section 3.3): keep a text if its match is above `threshold`.
 
     `keep` names what may enter the bootstrapped corpus: both, only filtered web texts, or only synthetic ones beside
     all web texts (the paper's ablation, table 1).
@@ -294,8 +294,10 @@ class Evaluate(Section):
 
 
 class Config(Section):
-    """A whole experiment. `threads` is the number of CPU threads of one stage, fixed so that results do not depend on
-    where the stage ran."""
+    """A whole experiment.
+
+    `threads` is the number of CPU threads of one stage, fixed so that results do not depend on where the stage ran.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     seed: Count
@@ -315,7 +317,9 @@ class Config(Section):
         patch = self.model.vision.patch_size
         for training in (self.pretrain, self.finetune.captioning, self.finetune.retrieval):
             if training.image_size % patch:
-                raise ValueError(f"image_size {training.image_size} is not a multiple of patch_size {patch}")
+                raise ValueError(
+                    f"image_size {training.image_size} is not a multiple of patch_size {patch}"
+                )
         return self
 
 
@@ -337,7 +341,10 @@ def check_config(document: Mapping[str, Any], path: Path) -> Config:
     try:
         return Config.model_validate(_expand(document, path))
     except ValidationError as error:
-        lines = [f"{path}: {_dotted(e['loc'])}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        lines = [
+            f"{path}: {_dotted(e['loc'])}: {e['msg']} (got {e['input']!r:.80})"
+            for e in error.errors()
+        ]
         raise ConfigError("\n".join(lines)) from None
 
 

@@ -40,12 +40,20 @@ class Progress:
         elapsed = max(now - self._started, 1e-9)
         rate = (self.done - self._first) / elapsed
         share = self.done / max(self.total, 1)
-        left = f"done in {_clock(elapsed)}" if last else f"{_clock((self.total - self.done) / max(rate, 1e-9))} left"
-        text = f"{self.done}/{self.total} {self.unit} {rate:.3g}/s {left}{'  ' + note if note else ''}"
+        left = (
+            f"done in {_clock(elapsed)}"
+            if last
+            else f"{_clock((self.total - self.done) / max(rate, 1e-9))} left"
+        )
+        text = (
+            f"{self.done}/{self.total} {self.unit} {rate:.3g}/s {left}{'  ' + note if note else ''}"
+        )
         if self._bar:
             filled = int(24 * min(share, 1.0))
             bar = "█" * filled + "░" * (24 - filled)
-            sys.stderr.write(f"\r\033[K{self.name} {bar} {share:4.0%} {text}{chr(10) if last else ''}")
+            sys.stderr.write(
+                f"\r\033[K{self.name} {bar} {share:4.0%} {text}{chr(10) if last else ''}"
+            )
         else:
             sys.stderr.write(f"{self.name} {share:4.0%} {text}\n")
         sys.stderr.flush()

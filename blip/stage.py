@@ -24,7 +24,7 @@ from blip.files import (
     read_json,
 )
 from blip.files import write_json as write_json_file
-from blip.tracker import Journal
+from blip.tracker import Journal, Status
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +133,12 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
             key=key,
             experiment=job.experiment,
             params=job.config,
-            inputs={r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)] for r, ds in inputs.items()},
+            inputs={
+                r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)]
+                for r, ds in inputs.items()
+            },
         )
-        status = "KILLED"
+        status: Status = "KILLED"
         try:
             with atomic_directory(job.out) as out:
                 stage = Stage(job, key, out, run_dir, journal)

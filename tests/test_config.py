@@ -42,7 +42,10 @@ def test_params_yaml_is_the_demo_preset() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("capfilt.treshold=1", r"no key 'capfilt.treshold' to override; did you mean 'capfilt.threshold'"),
+        (
+            "capfilt.treshold=1",
+            r"no key 'capfilt.treshold' to override; did you mean 'capfilt.threshold'",
+        ),
         ("capfilt.threshold=1.5", r"capfilt.threshold: .*less than or equal to 1"),
         ("pretrain.steps=many", r"pretrain.steps: .*valid integer.*'many'"),
         ("pretrain.epochs=3", r"pretrain: .*give steps or epochs"),
@@ -68,7 +71,11 @@ def test_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("a: [1", "is not YAML"), ("- 1\n", "must hold a mapping, got list")],
+    [
+        (None, "cannot be read"),
+        ("a: [1", "is not YAML"),
+        ("- 1\n", "must hold a mapping, got list"),
+    ],
 )
 def test_unreadable_file_is_one_message(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "params.yaml"

@@ -30,6 +30,10 @@ JSON = st.recursive(
 )
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @given(st.dictionaries(st.text(), JSON))
 def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -> None:
     assert digest_json(value) == digest_json(dict(reversed(list(value.items()))))
@@ -49,7 +53,7 @@ def test_failed_writer_leaves_the_old_file_and_nothing_beside(tmp_path: Path) ->
         file.write(b"half")
         raise RuntimeError
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert names(tmp_path) == ["file"]
 
 
 def test_failed_writer_leaves_the_old_directory(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_failed_writer_leaves_the_old_directory(tmp_path: Path) -> None:
         (folder / "a").write_text("new")
         raise RuntimeError
     assert digest_directory(out) == before
-    assert os.listdir(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out"]
 
 
 def test_killed_writer_leaves_the_old_directory_and_the_next_one_cleans_up(tmp_path: Path) -> None:
@@ -80,8 +84,8 @@ def test_killed_writer_leaves_the_old_directory_and_the_next_one_cleans_up(tmp_p
     with atomic_directory(out) as folder:
         assert list(folder.iterdir()) == []
         (folder / "b").write_text("whole")
-    assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(out) == ["b"]
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["b"]
 
 
 def test_full_disk_is_one_error_and_nothing_is_left(tmp_path: Path) -> None:
@@ -89,12 +93,15 @@ def test_full_disk_is_one_error_and_nothing_is_left(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(DataError, match="cannot be written"), atomic_file(tmp_path / "f") as file:
+        with (
+            pytest.raises(DataError, match="cannot be written"),
+            atomic_file(tmp_path / "f") as file,
+        ):
             file.write(b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert os.listdir(tmp_path) == []
+    assert names(tmp_path) == []
 
 
 def test_lock_refuses_a_second_holder_and_names_the_first(tmp_path: Path) -> None:
@@ -121,5 +128,5 @@ def test_bad_json_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(BlipError, match="x.json"):
+    with pytest.raises(BlipError, match=r"x\.json"):
         read_json(path)

@@ -46,7 +46,9 @@ def test_changed_config_or_input_makes_it_anew(tmp_path: Path) -> None:
     assert run(job(tmp_path))
     assert run(job(tmp_path, config={"x": 2}))
     (tmp_path / "in" / "data").write_text("two")
-    changed = Job("toy", tmp_path / "out", {"data": (tmp_path / "in",)}, {"x": 2}, tmp_path / "runs")
+    changed = Job(
+        "toy", tmp_path / "out", {"data": (tmp_path / "in",)}, {"x": 2}, tmp_path / "runs"
+    )
     assert run(changed)
 
 
@@ -81,7 +83,9 @@ def test_failure_leaves_no_output_but_the_working_state(tmp_path: Path) -> None:
 
 
 def test_missing_input_names_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: does not exist: run the stage that makes it first"):
+    with pytest.raises(
+        DataError, match="nowhere: does not exist: run the stage that makes it first"
+    ):
         run(job(tmp_path, inputs={"data": (tmp_path / "nowhere",)}))
 
 
@@ -118,7 +122,8 @@ def test_same_work_for_another_output_waits_its_turn(tmp_path: Path) -> None:
         from pathlib import Path
         from blip.stage import Job, run_stage
         folder = Path({str(tmp_path)!r})
-        with run_stage(Job("toy", folder / "other", {{"data": (folder / "in",)}}, {{"x": 1}}, folder / "runs")) as stage:
+        inputs = {{"data": (folder / "in",)}}
+        with run_stage(Job("toy", folder / "other", inputs, {{"x": 1}}, folder / "runs")) as stage:
             (stage.out / "result").write_text("second")
     """
     with run_stage(job(tmp_path)) as stage:

@@ -16,7 +16,9 @@ app = typer.Typer(
 
 
 @app.callback()
-def setup(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False) -> None:
+def setup(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
     """BLIP experiments: ingest, validate, pre-train, bootstrap captions, fine-tune, evaluate, promote.
 
     `blip run` runs a whole experiment; the other verbs are its stages, one by one, and what reads their results.

@@ -16,14 +16,23 @@ catalog = typer.Typer(
 
 def run(
     targets: Annotated[
-        list[str] | None, typer.Argument(help="Stages or groups to run with all they need; default: all.")
+        list[str] | None,
+        typer.Argument(help="Stages or groups to run with all they need; default: all."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset instead of params.yaml.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from this preset instead of params.yaml.")
+    ] = None,
     sets: Sets = None,
     name: Annotated[str | None, typer.Option(help="A name of your own for the experiment.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Stages to run at once; default: what the cores hold.")] = None,
-    launcher: Annotated[Literal["local", "kubernetes"], typer.Option(help="Where stages run.")] = "local",
-    share: Annotated[bool, typer.Option(help="Fetch results from the DVC remote first, push them at the end.")] = False,
+    slots: Annotated[
+        int | None, typer.Option(help="Stages to run at once; default: what the cores hold.")
+    ] = None,
+    launcher: Annotated[
+        Literal["local", "kubernetes"], typer.Option(help="Where stages run.")
+    ] = "local",
+    share: Annotated[
+        bool, typer.Option(help="Fetch results from the DVC remote first, push them at the end.")
+    ] = False,
 ) -> None:
     """Run an experiment: every stage that is out of date, side by side where they allow it.
 
@@ -37,8 +46,16 @@ def run(
     overrides = parse_overrides(sets or [])
     if os.environ.get("PREFECT_API_URL"):
         if targets:
-            raise typer.BadParameter("targets are for runs without a Prefect API; deploy the flow of a part instead")
-        flow = {"name": name, "preset": preset, "overrides": overrides, "launcher": launcher, "slots": slots}
+            raise typer.BadParameter(
+                "targets are for runs without a Prefect API; deploy the flow of a part instead"
+            )
+        flow = {
+            "name": name,
+            "preset": preset,
+            "overrides": overrides,
+            "launcher": launcher,
+            "slots": slots,
+        }
         raise typer.Exit(_run_flow({**flow, "share": share}))
     from blip.integrations.experiment import run_experiment
     from blip.integrations.runner import Outcome, summary
@@ -74,9 +91,15 @@ def _run_flow(parameters: dict[str, object]) -> int:
 
 
 def study(
-    spec: Annotated[Path, typer.Argument(help="Preset, seeds and variations.")] = Path("docs/study.yaml"),
-    slots: Annotated[int | None, typer.Option(help="Experiments to run at once; default: one a core.")] = None,
-    page_only: Annotated[bool, typer.Option("--page-only", help="Only sum up what is finished.")] = False,
+    spec: Annotated[Path, typer.Argument(help="Preset, seeds and variations.")] = Path(
+        "docs/study.yaml"
+    ),
+    slots: Annotated[
+        int | None, typer.Option(help="Experiments to run at once; default: one a core.")
+    ] = None,
+    page_only: Annotated[
+        bool, typer.Option("--page-only", help="Only sum up what is finished.")
+    ] = False,
 ) -> None:
     """Run variations of an experiment over several seeds and sum them up on a page beside the spec; resumable."""
     from blip.integrations.runner import default_slots
@@ -90,8 +113,12 @@ def study(
 
 
 def report(
-    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("reports/report.html"),
-    pictures: Annotated[Path | None, typer.Option(help="Also write each figure as SVG into this folder.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path(
+        "reports/report.html"
+    ),
+    pictures: Annotated[
+        Path | None, typer.Option(help="Also write each figure as SVG into this folder.")
+    ] = None,
     params: Params = PARAMS,
     sets: Sets = None,
 ) -> None:
@@ -108,7 +135,9 @@ def report(
     job, key = Job("report", out, {}, {}, experiment=experiment_name(config)), digest_file(out)
     with tracked(job, dump_config(config)):
         journal = Journal(job.runs / f"report-{key[:16]}" / "journal.jsonl")
-        journal.start(stage="report", name="report", key=key, experiment=job.experiment, params={}, inputs={})
+        journal.start(
+            stage="report", name="report", key=key, experiment=job.experiment, params={}, inputs={}
+        )
         journal.artifact(out)
         journal.end("FINISHED")
     typer.echo(f"wrote {out}")
@@ -116,12 +145,15 @@ def report(
 
 def lineage(
     query: Annotated[
-        str | None, typer.Argument(help="An image (file, key, source name) or a text (id, exact words).")
+        str | None,
+        typer.Argument(help="An image (file, key, source name) or a text (id, exact words)."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Instead: what this checkpoint wrote and judged.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead: what this checkpoint wrote and judged.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print where a caption comes from: image, texts, who wrote and judged them, versions, runs that learned from it."""
+    """Print where a caption comes from: image, texts, who wrote and judged them, and what learned from it."""
     from blip.errors import ConfigError
     from blip.integrations.catalog import reading
     from blip.integrations.lineage import format_tree, texts_by_model, to_json

@@ -14,12 +14,20 @@ if TYPE_CHECKING:
 PARAMS = Path("params.yaml")
 
 Params = Annotated[Path, typer.Option("--params", help="The experiment: a complete YAML file.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override one key: a.b=value. May be repeated.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write; it appears whole or not at all.")]
-Data = Annotated[list[Path], typer.Option("--data", help="Dataset version to read. May be repeated.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one key: a.b=value. May be repeated.")
+]
+Out = Annotated[
+    Path, typer.Option("--out", help="Directory to write; it appears whole or not at all.")
+]
+Data = Annotated[
+    list[Path], typer.Option("--data", help="Dataset version to read. May be repeated.")
+]
 OneDataset = Annotated[Path, typer.Option("--data", help="Dataset version to read.")]
 ModelDir = Annotated[Path, typer.Option("--model", help="Model directory to start from.")]
-Metrics = Annotated[Path | None, typer.Option("--metrics", help="Also copy the stage's metrics.json here.")]
+Metrics = Annotated[
+    Path | None, typer.Option("--metrics", help="Also copy the stage's metrics.json here.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Do it again even if the output is there.")]
 
 

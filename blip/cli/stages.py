@@ -65,8 +65,13 @@ def ingest(
     rules = config.ingest.model_dump(mode="json", exclude={"sources"})
     files = [Path(p) for p in (source.annotations, source.images, source.split) if p]
     with stage(
-        "ingest", out, {"source": files}, {"name": name, "source": source.model_dump(mode="json"), **rules},
-        config, metrics, force,
+        "ingest",
+        out,
+        {"source": files},
+        {"name": name, "source": source.model_dump(mode="json"), **rules},
+        config,
+        metrics,
+        force,
     ) as running:
         if running:
             ingest(config.ingest, name, running.out, running.journal)
@@ -88,7 +93,9 @@ def validate(
     section = config.validate_.model_dump(mode="json")
     with stage("validate", out, {"data": data}, section, config, metrics, force) as running:
         if running:
-            validate(config.validate_, catalog(), data, running.out, Path("reports"), running.journal)
+            validate(
+                config.validate_, catalog(), data, running.out, Path("reports"), running.journal
+            )
 
 
 def tokenizer(
@@ -129,7 +136,10 @@ def pretrain(
 
 
 def finetune(
-    task: Annotated[Literal["captioning", "retrieval"], typer.Argument(help="captioning: LM; retrieval: ITC + ITM.")],
+    task: Annotated[
+        Literal["captioning", "retrieval"],
+        typer.Argument(help="captioning: LM; retrieval: ITC + ITM."),
+    ],
     model: ModelDir,
     data: OneDataset,
     out: Out,
@@ -218,10 +228,14 @@ def select(
 
 
 def evaluate(
-    task: Annotated[Literal["retrieval", "captioning", "filter"], typer.Argument(help="What to measure.")],
+    task: Annotated[
+        Literal["retrieval", "captioning", "filter"], typer.Argument(help="What to measure.")
+    ],
     data: OneDataset,
     out: Out,
-    model: Annotated[Path | None, typer.Option("--model", help="The model (not for `filter`).")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The model (not for `filter`).")
+    ] = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
@@ -247,12 +261,17 @@ def evaluate(
     if task == "retrieval":
         from blip.evaluate.retrieval import evaluate_retrieval as measure
 
-        section["text"] = [config.finetune.retrieval.max_tokens, config.finetune.retrieval.max_words]
+        section["text"] = [
+            config.finetune.retrieval.max_tokens,
+            config.finetune.retrieval.max_words,
+        ]
     else:
         from blip.evaluate.captioning import evaluate_captioning as measure
 
         section["prompt"] = config.finetune.captioning.prompt
-    with stage("evaluate", out, {"model": [model], "data": [data]}, section, config, metrics, force) as running:
+    with stage(
+        "evaluate", out, {"model": [model], "data": [data]}, section, config, metrics, force
+    ) as running:
         if running:
             measure(config, model, data, running.out, running.journal)
 
@@ -280,9 +299,13 @@ def compare(
 
 
 def promote(
-    task: Annotated[Literal["captioning", "retrieval"], typer.Argument(help="Which registered model.")],
+    task: Annotated[
+        Literal["captioning", "retrieval"], typer.Argument(help="Which registered model.")
+    ],
     model: ModelDir,
-    results: Annotated[Path, typer.Option("--results", help="Output of `blip evaluate` on this model.")],
+    results: Annotated[
+        Path, typer.Option("--results", help="Output of `blip evaluate` on this model.")
+    ],
     out: Out,
     params: Params = PARAMS,
     sets: Sets = None,
@@ -291,8 +314,8 @@ def promote(
 ) -> None:
     """Register a model as candidate; the gates of mlflow.yaml decide whether it becomes champion."""
     from blip.files import read_json
-    from blip.integrations.tracking.settings import SETTINGS, load_settings
     from blip.integrations.registry import promote
+    from blip.integrations.tracking.settings import SETTINGS, load_settings
 
     config = read_config(params, sets)
     settings = load_settings(SETTINGS)

@@ -99,7 +99,9 @@ class Dataset:
 
     def captions(self) -> pa.Table:
         """Read all texts of all shards."""
-        return pa.concat_tables([s.read_captions() for s in self.shards] or [CAPTIONS.empty_table()])
+        return pa.concat_tables(
+            [s.read_captions() for s in self.shards] or [CAPTIONS.empty_table()]
+        )
 
     def records(self) -> pa.Table:
         """Read the records of all shards."""
@@ -124,7 +126,9 @@ class Dataset:
                     )
 
 
-def caption_id(key: str, origin: str, text: str, generator: str | None = None, decoding: str | None = None) -> str:
+def caption_id(
+    key: str, origin: str, text: str, generator: str | None = None, decoding: str | None = None
+) -> str:
     """Give the name of a text: equal only for the same words on the same image by the same writer."""
     return digest_json([key, origin, text, generator, decoding])[:24]
 
@@ -146,7 +150,9 @@ def open_dataset(path: Path) -> Dataset:
         raise DataError(f"{file}: not a dataset manifest: {error!r} is missing or wrong") from None
 
 
-def write_manifest(path: Path, shards: list[Shard], source: dict[str, Any], counts: dict[str, int]) -> str:
+def write_manifest(
+    path: Path, shards: list[Shard], source: dict[str, Any], counts: dict[str, int]
+) -> str:
     """Write the manifest of a version whose files are in place; give its digest.
 
     Args:
@@ -210,10 +216,14 @@ def _shard(path: Path, entry: dict[str, Any]) -> Shard:
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:  # not `pq.read_table`, which imports pandas: a second at every start
+        with pq.ParquetFile(
+            path
+        ) as file:  # not `pq.read_table`, which imports pandas: a second at every start
             table = file.read()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}"
+        ) from None
     if table.schema.remove_metadata() != schema:
         raise DataError(f"{path}: has columns {table.schema.names}, expected {schema.names}")
     return table

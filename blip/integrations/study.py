@@ -26,7 +26,13 @@ from blip.report.figure import Figure
 
 ARMS = ("unfiltered", "human", "bootstrapped")
 TARGETS = ("compare", "evaluate_filter")
-T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # two-sided 95 %, by number of seeds
+T_QUANTILE = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+}  # two-sided 95 %, by number of seeds
 
 
 class Study(Section):
@@ -86,12 +92,15 @@ def load_study(path: Path) -> Study:
     try:
         return Study.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(
+            f"{path}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+        ) from None
 
 
 def run_study(checkout: Path, study: Study, slots: int, say: Callable[[str], None]) -> None:
-    """Run what is missing, `slots` experiments at a time; the first variation of every seed goes first, since the
-    others build on it.
+    """Run what is missing, `slots` experiments at a time.
+
+    The first variation of every seed goes first, since the others build on it.
 
     Raises:
         IntegrationError: An experiment failed; its log is named. The others were finished.
@@ -112,10 +121,14 @@ def run_study(checkout: Path, study: Study, slots: int, say: Callable[[str], Non
                 variation, seed = futures[future]
                 done += 1
                 code, log = future.result()
-                say(f"{done}/{total}  {variation}, seed {seed}: {'done' if code == 0 else f'failed, see {log}'}")
+                say(
+                    f"{done}/{total}  {variation}, seed {seed}: {'done' if code == 0 else f'failed, see {log}'}"
+                )
                 failed += [str(log)] if code else []
     if failed:
-        raise IntegrationError(f"{len(failed)} experiments of the study failed: {', '.join(failed)}")
+        raise IntegrationError(
+            f"{len(failed)} experiments of the study failed: {', '.join(failed)}"
+        )
 
 
 def read_results(checkout: Path, study: Study) -> list[Result]:
@@ -146,7 +159,11 @@ def gains(results: Sequence[Result], variation: str, over: str, metric: str) -> 
     """Give, seed by seed, by how much the bootstrapped arm is ahead of another arm of the same experiment."""
     of = {(r.seed, r.arm): getattr(r, metric) for r in results if r.variation == variation}
     seeds = sorted({seed for seed, _ in of})
-    return [of[s, "bootstrapped"] - of[s, over] for s in seeds if {(s, "bootstrapped"), (s, over)} <= of.keys()]
+    return [
+        of[s, "bootstrapped"] - of[s, over]
+        for s in seeds
+        if {(s, "bootstrapped"), (s, over)} <= of.keys()
+    ]
 
 
 def write_page(checkout: Path, study: Study, out: Path) -> None:
@@ -165,8 +182,9 @@ def write_page(checkout: Path, study: Study, out: Path) -> None:
         "# Study: what bootstrapping gains, and when",
         "",
         f"Made by `make study` from `{out.with_suffix('.yaml').name}`: preset `{study.preset}` with {base}; "
-        f"seeds {', '.join(map(str, study.seeds))}; equal steps for every arm. Numbers are means over seeds with 95 % "
-        "t-intervals over the seeds (few, so wide), of the fine-tuned models on the test images; gains are paired by seed.",
+        f"seeds {', '.join(map(str, study.seeds))}; equal steps for every arm. Numbers are means over seeds "
+        "with 95 % t-intervals over the seeds (few, so wide), of the fine-tuned models on the test images; "
+        "gains are paired by seed.",
         "",
         "![Gains of the bootstrapped arm](pictures/study.svg)",
         "",
@@ -174,12 +192,17 @@ def write_page(checkout: Path, study: Study, out: Path) -> None:
         "",
         "| arm | seeds | R@1 (mean of text and image) | CIDEr |",
         "|---|---|---|---|",
-        *(_arm_row(results, finished[0], arm, label) for arm, label in (("unfiltered", "unfiltered: web + human"), ("human", "human only"))),
-        *(_arm_row(results, variation, "bootstrapped", f"bootstrapped: {variation}") for variation in finished),
+        _arm_row(results, finished[0], "unfiltered", "unfiltered: web + human"),
+        _arm_row(results, finished[0], "human", "human only"),
+        *(
+            _arm_row(results, variation, "bootstrapped", f"bootstrapped: {variation}")
+            for variation in finished
+        ),
         "",
         "## Gains of the bootstrapped arm",
         "",
-        "| variation | R@1 over unfiltered | CIDEr over unfiltered | R@1 over human only | CIDEr over human only | ahead in seeds (R@1, CIDEr) of unfiltered / of human |",
+        "| variation | R@1 over unfiltered | CIDEr over unfiltered | R@1 over human only | CIDEr over human only "
+        "| ahead in seeds (R@1, CIDEr) of unfiltered / of human |",
         "|---|---|---|---|---|---|",
         *(_gain_row(results, variation) for variation in finished),
         "",
@@ -193,10 +216,23 @@ def _run(checkout: Path, study: Study, variation: str, seed: int, logs: Path) ->
     overrides = study.overrides(variation, seed)
     log = logs / f"{variation.replace(' ', '-')}-{seed}.log"
     sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "blip", "run", *TARGETS, "--preset", study.preset, *sets, "--slots", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "blip",
+        "run",
+        *TARGETS,
+        "--preset",
+        study.preset,
+        *sets,
+        "--slots",
+        "1",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     with log.open("ab") as words:
-        done = subprocess.run(command, cwd=checkout, env=environment, stdout=words, stderr=words, check=False)
+        done = subprocess.run(
+            command, cwd=checkout, env=environment, stdout=words, stderr=words, check=False
+        )
     return done.returncode, log
 
 
@@ -217,7 +253,9 @@ def _gain_row(results: Sequence[Result], variation: str) -> str:
             values = gains(results, variation, over, metric)
             cells.append(estimate(values).words(sign=True))
             ahead.append(f"{sum(v > 0 for v in values)} of {len(values)}")
-    return f"| {variation} | {' | '.join(cells)} | {ahead[0]}, {ahead[1]} / {ahead[2]}, {ahead[3]} |"
+    return (
+        f"| {variation} | {' | '.join(cells)} | {ahead[0]}, {ahead[1]} / {ahead[2]}, {ahead[3]} |"
+    )
 
 
 def _human_sizes(results: Sequence[Result], finished: Sequence[str]) -> list[str]:
@@ -234,7 +272,12 @@ def _human_sizes(results: Sequence[Result], finished: Sequence[str]) -> list[str
         cells = []
         for arm in ARMS:
             rows = [r for r in results if (r.variation, r.arm) == (variation, arm)]
-            cells.append(", ".join(f"{statistics.fmean(getattr(r, m) for r in rows):.1f}" for m in ("recall", "cider")))
+            cells.append(
+                ", ".join(
+                    f"{statistics.fmean(getattr(r, m) for r in rows):.1f}"
+                    for m in ("recall", "cider")
+                )
+            )
         name = "the preset's" if variation == finished[0] else variation
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
@@ -286,9 +329,15 @@ def _picture(results: Sequence[Result], finished: Sequence[str]) -> Figure:
             rows = []
             for variation in finished:
                 gain = estimate(gains(results, variation, over, metric))
-                low, high = (gain.mean, gain.mean) if math.isinf(gain.low) else (gain.low, gain.high)
+                low, high = (
+                    (gain.mean, gain.mean) if math.isinf(gain.low) else (gain.low, gain.high)
+                )
                 numbers = f"{low:+.1f} to {high:+.1f}"
-                rows.append(IntervalRow(variation, "series-1", gain.mean, low, high, f"{gain.mean:+.1f}", numbers))
+                rows.append(
+                    IntervalRow(
+                        variation, "series-1", gain.mean, low, high, f"{gain.mean:+.1f}", numbers
+                    )
+                )
             ends = [end for row in rows for end in (row.low, row.high)]
             charts.append(interval_chart(f"{heading} over {over}", rows, "points", ends, width=440))
     return Figure("study", charts)
