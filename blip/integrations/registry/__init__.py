@@ -46,20 +46,16 @@ class Decision:
     Attributes:
         promoted: The version is the champion now.
         reason: Why, in a sentence.
-        value: Its metric.
-        champion: The champion's metric, where there was one.
-        difference: Candidate minus champion.
-        low: Lower end of the interval of the difference.
-        high: Upper end.
+        candidate: Its metric.
+        champion: The champion's metric, where there was one to compare with.
+        difference: Candidate minus champion: `value`, and `low` and `high` of its interval.
     """
 
     promoted: bool
     reason: str
-    value: float
+    candidate: float
     champion: float | None = None
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
+    difference: dict[str, float] | None = None
 
 
 def promote(
@@ -106,13 +102,10 @@ def promote(
     log.info("%s version %s: %s", name, version.version, decision.reason)
     report = {"model": name, "version": int(version.version), "metric": gate.metric}
     write_json(out / "metrics.json", {"promotion": {**report, **asdict(decision)}})
-    tracker.metrics(
-        {
-            f"promotion/{k}": float(v)
-            for k, v in asdict(decision).items()
-            if isinstance(v, int | float)
-        }
-    )
+    numbers = {"promoted": float(decision.promoted), "candidate": value}
+    if decision.difference is not None:
+        numbers |= {f"difference_{name}": v for name, v in decision.difference.items()}
+    tracker.metrics({f"promotion/{name}": number for name, number in numbers.items()})
 
 
 def _check_results(task: Task, model: Path, results: Path, gate: Gate) -> float:
@@ -262,7 +255,7 @@ def _judge(
     value: float,
 ) -> Decision:
     """Decide by the gate; see `mlflow.yaml`."""
-    if champion is not None and champion.version == version.version:
+    if champion is not None and str(champion.version) == str(version.version):
         return Decision(True, "is the champion already", value)
     if value < gate.floor:
         reason = f"stays candidate: {gate.metric} {value:.2f} is below the floor of {gate.floor}"
@@ -302,9 +295,8 @@ def _compare(task: Task, gate: Gate, champion: Path, candidate: Path, value: flo
         f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]; "
         f"its lower end must be above {gate.min_difference:+.2f}"
     )
-    return Decision(
-        promoted, reason, value, found.baseline, found.difference, found.low, found.high
-    )
+    interval = {"value": found.difference, "low": found.low, "high": found.high}
+    return Decision(promoted, reason, value, found.baseline, interval)
 
 
 def _per_image(folder: Path) -> Any:

@@ -64,7 +64,8 @@ class TrackingSettings(Section):
 def load_settings(path: Path = SETTINGS) -> TrackingSettings:
     """Read `mlflow.yaml`; MLFLOW_TRACKING_URI goes before its `tracking_uri`.
 
-    Relative places are taken from the file's folder, wherever a command runs.
+    Relative places are taken from the file's folder, wherever a command runs, and links are
+    followed, so that workspaces that share a database agree on its name.
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown or missing, a value breaks its rule.
@@ -93,11 +94,11 @@ def quiet_mlflow() -> None:
 
 def _absolute_store(uri: str, folder: Path) -> str:
     file = uri.removeprefix("sqlite:///")
-    return uri if file == uri else f"sqlite:///{folder / file}"
+    return uri if file == uri else f"sqlite:///{(folder / file).resolve()}"
 
 
 def _artifacts(settings: TrackingSettings, folder: Path) -> str | None:
     place = settings.artifact_location
     if place is None or urlsplit(settings.tracking_uri).scheme in ("http", "https"):
         return None
-    return place if "://" in place else (folder / place).as_uri()
+    return place if "://" in place else (folder / place).resolve().as_uri()

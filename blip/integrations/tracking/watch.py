@@ -5,6 +5,7 @@ to MLflow, and survives a server that is away, like everything else.
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Watch:
         except psutil.Error:
             return
         for process in family:
+            if process.pid == os.getpid():  # the stage started us, but we are no part of it
+                continue
             try:
                 with process.oneshot():
                     used = process.cpu_times()
