@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -13,6 +13,7 @@ from blip.data.drawing import RGB, draw_picture, encode_png
 from blip.data.scenes import COLOURS, SHAPES, TEXTURES, Dice, Group, Scene
 
 
+@settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
 def test_png_round_trip(height: int, width: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -65,6 +66,7 @@ def test_groups_stand_where_the_relation_says(relation: str) -> None:
         assert offset > 20
 
 
+@settings(deadline=None)
 @given(st.sampled_from([32, 48, 64, 100, 224]), st.integers(0, 10**6))
 def test_any_size_is_drawn(side: int, seed: int) -> None:
     dice = Dice(seed)

@@ -98,7 +98,7 @@ def test_no_image(data: bytes) -> None:
         decode_image(data, 10_000)
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP"]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),

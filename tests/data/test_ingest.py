@@ -257,7 +257,9 @@ names = st.sampled_from([f"{i}.png" for i in range(6)])
 texts = st.text(st.sampled_from("ab \n\0é"), max_size=8)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(st.tuples(names, st.lists(texts, max_size=4)), min_size=1, max_size=12),
     st.integers(1, 4),

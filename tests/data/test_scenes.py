@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip.data.scenes import Dice, Scene, draw_scene
@@ -13,6 +13,7 @@ def test_draws_are_frozen() -> None:
     assert [dice.below(1000) for _ in range(5)] == [377, 322, 632, 291, 803]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_json_round_trip(seed: int) -> None:
     scene = draw_scene(Dice(seed))

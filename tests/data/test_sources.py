@@ -97,7 +97,7 @@ def test_formats_agree(tmp_path: Path, form: str, write: Any) -> None:
     assert list(records) == list(PAIRS)
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.lists(st.text(max_size=30), max_size=4)), min_size=1),
     st.integers(20, 60),

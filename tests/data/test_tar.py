@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip.data.tar import TarWriter, index_tar
@@ -36,6 +36,7 @@ def test_bytes_are_pinned(tmp_path: Path) -> None:
     assert write(tmp_path / "t.tar", MEMBERS)[:16] == "c826acc929a2b784"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text("abc.", min_size=1, max_size=8).filter(lambda n: n.strip(".")),
