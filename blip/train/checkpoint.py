@@ -8,6 +8,7 @@
 The loader needs no state of its own: its batch is a function of the step.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from blip.errors import CheckpointError, DataError
-from blip.files import atomic_directory, digest_file, digest_json, read_json, write_json
+from blip.files import atomic_directory, digest_file, digest_json, read_json
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +75,9 @@ class Checkpoints:
                 safetensors.torch.save_file(tensors, folder / TENSORS)
             except SafetensorError as error:  # its name for a full disk
                 raise OSError(str(error)) from error
-            write_json(folder / STATE, state)
-            names = (TENSORS, STATE)
-            write_json(folder / DIGESTS, {name: digest_file(folder / name) for name in names})
+            (folder / STATE).write_text(json.dumps(state))
+            digests = {name: digest_file(folder / name) for name in (TENSORS, STATE)}
+            (folder / DIGESTS).write_text(json.dumps(digests))
         for old in self._found()[KEEP:]:
             shutil.rmtree(old)
 
