@@ -73,16 +73,22 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 def tick_text(value: float, all_ticks: Sequence[float], sign: bool = False) -> str:
     """Write a tick with the decimals that tell it from its neighbour."""
     step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(value) or 1.0
-    decimals = next(d for d in range(16) if abs(round(step, d) - step) <= step * 1e-6)
-    plus = "+" if sign and value > step / 2 else ""
-    return plus + number(0.0 if abs(value) < step / 2 else value, decimals)
-
-
-def number(value: float, decimals: int) -> str:
-    """Write a number for people: a real minus sign, thousands apart."""
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}").replace(
-        ",", "\N{NARROW NO-BREAK SPACE}"
+    return number(
+        value, next(d for d in range(16) if abs(round(step, d) - step) < step / 1e6), sign
     )
+
+
+def number(value: float, decimals: int, sign: bool = False) -> str:
+    """Write a number for people: a real minus sign, none for what rounds to 0, thousands apart.
+
+    Args:
+        value: The number.
+        decimals: After the point.
+        sign: Whether to write a plus sign, too.
+    """
+    rounded = round(value, decimals) or 0.0  # or: not -0.0
+    written = f"{rounded:+,.{decimals}f}" if sign and rounded else f"{rounded:,.{decimals}f}"
+    return written.replace("-", "\N{MINUS SIGN}").replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def text(

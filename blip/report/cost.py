@@ -1,4 +1,4 @@
-"""What the experiment took: time per stage, speed, size of the models."""
+"""What the experiment took: time and speed of every stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from statistics import median
 
 from blip.config import Config
 from blip.report.axes import number
-from blip.report.charts import Bar, bar_chart
-from blip.report.figure import Figure, Section
+from blip.report.figure import Section
 from blip.report.markup import Markup, join, tag
 from blip.report.records import read_record
 from blip.stage import RECORD
@@ -33,31 +32,18 @@ class StageCost:
 
 
 def cost_section(root: Path, config: Config) -> Section | None:
-    """Draw the time per stage and say the speeds; None where no stage has left its record."""
+    """Show time and speed of every stage; None where no stage has left its record."""
     costs = read_costs(root)
     if not costs:
         return None
     ran = [cost for cost in costs if cost.seconds is not None]
-    figures = []
-    if ran:
-        bars = [
-            Bar(cost.name, [("series-blue", cost.seconds or 0.0)], clock(cost.seconds or 0.0))
-            for cost in ran
-        ]
-        figures.append(
-            Figure("time", [bar_chart("Time per stage", bars, 208, 64, width=420)], columns=1)
-        )
     absent = [cost.name for cost in costs if cost.seconds is None]
-    total = sum(cost.seconds or 0.0 for cost in ran)
-    threads = f"{config.threads} CPU thread{'s' if config.threads > 1 else ''} a stage"
-    lead = f"{len(ran)} stages took {clock(total)} in all, with {threads}." if ran else ""
+    total = clock(sum(cost.seconds or 0.0 for cost in ran))
+    threads = f"{config.threads} CPU thread{'s' if config.threads > 1 else ''} each"
+    lead = f"{len(ran)} stages took {total} in all, with {threads}." if ran else ""
     elsewhere = f"Not run here, but restored: {', '.join(absent)}." if absent else ""
-    charts = [figure.html() for figure in figures]
-    content = [
-        tag("p", f"{lead} {elsewhere}".strip()),
-        tag("div", charts, _speeds(ran), class_="columns"),
-    ]
-    return Section("cost", "What it took", join(content), figures)
+    content = [tag("p", f"{lead} {elsewhere}".strip()), _table(ran) if ran else None]
+    return Section("cost", "What it took", join(content))
 
 
 def read_costs(root: Path) -> list[StageCost]:
@@ -96,34 +82,34 @@ def _read_cost(name: str, journal: Path) -> StageCost:
     events = read_journal(journal)[0] if journal.is_file() else []
     if not events:
         return StageCost(name, 0.0, None, {})
-    seconds, began, last = 0.0, events[0]["time"], events[0]["time"]
+    seconds, began, last = 0.0, events[0]["time"], events[0]
     speeds: dict[str, list[float]] = {}
     for event in events:
         if event["event"] == "start":
-            seconds, began = seconds + last - began, event["time"]
-        last = event["time"]
-        for key, value in event.get("values", {}).items():
-            if key.startswith("perf/") and key.endswith("_per_second"):
-                speeds.setdefault(key.removeprefix("perf/").removesuffix("_per_second"), []).append(
-                    value
-                )
-    return StageCost(
-        name,
-        events[0]["time"],
-        seconds + last - began,
-        {unit: median(v) for unit, v in speeds.items()},
+            again = last.get("status") == "FINISHED"  # it was forced: only the last run counts
+            seconds, began = 0.0 if again else seconds + last["time"] - began, event["time"]
+        for metric, value in event.get("values", {}).items():
+            group, _, measure = metric.partition("/")
+            if group == "perf" and measure.endswith("_per_second"):
+                speeds.setdefault(measure.removesuffix("_per_second"), []).append(value)
+        last = event
+    typical = {unit: median(values) for unit, values in speeds.items()}
+    return StageCost(name, events[0]["time"], seconds + last["time"] - began, typical)
+
+
+def _table(costs: Sequence[StageCost]) -> Markup:
+    longest = max(cost.seconds or 0.0 for cost in costs) or 1.0
+    heads = [tag("th", name, scope="col") for name in ("Stage", "", "Time", "Speed")]
+    rows = [_row(cost, (cost.seconds or 0.0) / longest) for cost in costs]
+    return tag("table", tag("thead", tag("tr", heads)), tag("tbody", rows), class_="costs")
+
+
+def _row(cost: StageCost, share: float) -> Markup:
+    speeds = [f"{number(v, 0 if v >= 10 else 1)} {unit}/s" for unit, v in cost.speeds.items()]
+    return tag(
+        "tr",
+        tag("td", cost.name),
+        tag("td", tag("i", style=f"width: {share:.1%}")),
+        tag("td", clock(cost.seconds or 0.0), class_="figure"),
+        tag("td", ", ".join(speeds)),
     )
-
-
-def _speeds(costs: Sequence[StageCost]) -> Markup | None:
-    rows = [
-        tag(
-            "tr",
-            tag("td", cost.name),
-            tag("td", number(value, 0 if value >= 10 else 1), class_="figure"),
-            tag("td", f"{unit}/s"),
-        )
-        for cost in costs
-        for unit, value in cost.speeds.items()
-    ]
-    return tag("div", tag("h3", "Speed"), tag("table", tag("tbody", rows))) if rows else None

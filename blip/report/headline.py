@@ -80,8 +80,8 @@ def _forest_row(measure: Measure, d: Difference) -> IntervalRow:
         value=d.difference,
         low=d.low,
         high=d.high,
-        value_text=_signed(d.difference),
-        interval_text=f"{_signed(d.low)} to {_signed(d.high)}",
+        value_text=number(d.difference, 1, sign=True),
+        interval_text=f"{number(d.low, 1, sign=True)} to {number(d.high, 1, sign=True)}",
     )
 
 
@@ -128,8 +128,3 @@ def _cell(value: Interval | None, best: float, measure: Measure) -> Markup:
     figure = tag("strong" if value.value == best else "span", number(value.value, 1))
     interval = f"{number(value.low, 1)} to {number(value.high, 1)}"
     return tag("td", figure, tag("small", interval), data_label=measure.label)
-
-
-def _signed(value: float) -> str:
-    """Write a difference with its sign."""
-    return f"{'+' if value > 0 else ''}{number(value, 1)}"

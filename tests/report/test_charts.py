@@ -30,8 +30,8 @@ def elements(chart: Chart, name: str) -> list[ElementTree.Element]:
 @given(st.lists(values, min_size=1), st.integers(2, 8))
 def test_range_holds_the_values_and_ends_on_ticks(numbers: list[float], about: int) -> None:
     low, high = rounded_range(numbers, about)
-    assert low <= min(numbers) + 1e-9 * abs(low) + 1e-9
-    assert high >= max(numbers) - 1e-9 * abs(high) - 1e-9
+    rounding = 1e-6 * (high - low)
+    assert low - rounding <= min(numbers) <= max(numbers) <= high + rounding
     found = ticks(low, high, about)
     assert 2 <= len(found) <= 2 * about + 2
     texts = [tick_text(tick, found) for tick in found]

@@ -192,6 +192,12 @@ def test_time_of_a_resumed_stage_is_its_work_alone(root: Path, config: Config) -
     cost = next(cost for cost in read_costs(root) if cost.name == "select bootstrapped")
     assert cost.seconds == 40.0
     assert cost.speeds == {"images": 20.0}
+    forced = [
+        {"event": "start", "time": 2000.0},
+        {"event": "end", "time": 2007.0, "status": "FINISHED"},
+    ]
+    write_text(journal, "".join(json.dumps(event) + "\n" for event in [*events, *forced]))
+    assert next(c for c in read_costs(root) if c.name == "select bootstrapped").seconds == 7.0
     journal.unlink()
     section = cost_section(root, config)
     assert section is not None
