@@ -82,7 +82,9 @@ def _drawn_card(title: str, example: Example, uri: str) -> Chart:
     """Draw an example for a picture, where nothing wraps lines for us."""
     drawn = [
         text(0, 16, title, class_="name"),
-        tag("image", href=uri, x=0, y=30, width=96, height=96),
+        tag(
+            "image", href=uri, x=0, y=30, width=96, height=96, preserveAspectRatio="xMidYMid slice"
+        ),
     ]
     y = 40.0
     for origin in _ORIGINS:
