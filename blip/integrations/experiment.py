@@ -162,7 +162,8 @@ def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None
     if share:
         versioning.push([outcome.name for outcome in outcomes if outcome.good])
     if experiment.own_workspace and all(outcome.good for outcome in outcomes):
-        _save(experiment)
+        if {outcome.name for outcome in outcomes} >= set(versioning.read_graph()):  # DVC saves no part
+            _save(experiment)
 
 
 @contextlib.contextmanager
