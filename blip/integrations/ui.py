@@ -50,7 +50,7 @@ def serve(settings: TrackingSettings, say: Callable[[str], None]) -> None:
         if servers:
             say("starting the servers; Ctrl-C ends them")
         say(f"MLflow   {runs_page(_await(mlflow), settings.experiment)}")
-        say(f"Prefect  {_await(prefect)}/dashboard")
+        say(f"Prefect  {_await(prefect)}")
         while servers:
             time.sleep(1.0)
             for server in servers:
