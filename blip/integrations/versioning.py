@@ -109,7 +109,7 @@ def survey() -> tuple[dict[str, Node], set[str]]:
 
     A node whose upstream is yet to run again is not named for that alone.
     """
-    with _open() as repo:
+    with _open() as repo, _locked(repo):  # outside of the lock DVC would read everything twice
         return _graph(repo), set(repo.status())
 
 

@@ -19,11 +19,7 @@ assert _spec is not None
 assert _spec.loader is not None
 _toy_project = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_toy_project)
-toy_template, new_toy, toy = (
-    _toy_project.toy_template,
-    _toy_project.new_toy,
-    _toy_project.toy,
-)
+toy_template, toy = _toy_project.toy_template, _toy_project.toy
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prefect import Flow
 
-from blip.config import PRESETS
+from blip.config import PRESETS, load_config
 from blip.integrations import versioning
 from blip.integrations.runner import Outcome
 from flows import experiment as flows
@@ -25,6 +25,7 @@ from flows.stages import flow_state
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
 ROOT = Path(__file__).parents[2]
+THRESHOLD = load_config(PRESETS / "demo.yaml").capfilt.threshold
 FLOWS = {flow.name: flow for flow in vars(flows).values() if isinstance(flow, Flow)}
 
 
@@ -131,9 +132,9 @@ def test_stages_are_tasks_and_what_is_up_to_date_shows_as_cached(toy: Any, api: 
     assert waited_for == {tasks["select"]["id"], tasks["train@right"]["id"]}
     assert "train_left begins" in result.stderr
 
-    toy.edit_params("threshold: 0.5", "threshold: 0.7")
+    toy.set("capfilt.threshold", 0.7)
     assert run_flow().returncode == 0
-    toy.edit_params("threshold: 0.7", "threshold: 0.5")
+    toy.set("capfilt.threshold", THRESHOLD)
     assert toy.began() == ["select"]
     assert run_flow().returncode == 0
     tasks = api.tasks(api.last_flow_run(), 5)
@@ -210,7 +211,7 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         assert len(toy.began()) == 5
 
         toy.order(prepare={"sleep": 60})
-        toy.edit_params("seed: 7\nthreads", "seed: 8\nthreads")
+        toy.set("seed", 8)
         prefect("deployment", "run", "experiment/experiment")
         pids = wait_until(lambda: pids_of(toy, "prepare"))
         prefect("flow-run", "cancel", api.last_flow_run()["id"])

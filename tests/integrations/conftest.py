@@ -3,13 +3,14 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from blip.config import PRESETS
+from blip.config import PRESETS, merge, read_yaml
+from blip.integrations.experiment import run_experiment
 
 STEP = '''\
 """A stage of the toy project: `python step.py NAME OUT IN...` writes OUT/text."""
@@ -86,12 +87,10 @@ class Toy:
         (self.control / "log").unlink(missing_ok=True)
         return names
 
-    def edit_params(self, old: str, new: str) -> None:
-        """Replace a piece of params.yaml, which must be there."""
+    def set(self, key: str, value: Any) -> None:
+        """Set one key of params.yaml."""
         file = self.root / "params.yaml"
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new))
+        file.write_text(yaml.safe_dump(merge(read_yaml(file), {key: value}, file)))
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -125,23 +124,36 @@ def toy_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def new_toy(
-    toy_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], Toy]:
-    """Make the toy project, in the current directory of the test."""
-
-    def make() -> Toy:
-        root, control = tmp_path / "project", tmp_path / "control"
-        shutil.copytree(toy_template, root)
-        control.mkdir()
-        monkeypatch.setenv("TOY_CONTROL", str(control))
-        monkeypatch.chdir(root)
-        return Toy(root, control)
-
-    return make
+@pytest.fixture(scope="session")
+def finished_template(toy_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy project after a whole run."""
+    root, control = tmp_path_factory.mktemp("finished") / "project", tmp_path_factory.mktemp("log")
+    shutil.copytree(toy_template, root)
+    Toy(root, control)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY_CONTROL", str(control))
+        patch.chdir(root)
+        _, code = run_experiment(root, say=lambda *_: None, done=lambda _: None, slots=2)
+    assert code == 0
+    return root
 
 
 @pytest.fixture
-def toy(new_toy: Callable[[], Toy]) -> Toy:
-    return new_toy()
+def toy(toy_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """The toy project before its first run, in the current directory."""
+    return _copy(toy_template, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def finished_toy(finished_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    """The toy project after a whole run, in the current directory."""
+    return _copy(finished_template, tmp_path, monkeypatch)
+
+
+def _copy(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    root, control = folder / "project", folder / "control"
+    shutil.copytree(template, root, symlinks=True)
+    control.mkdir()
+    monkeypatch.setenv("TOY_CONTROL", str(control))
+    monkeypatch.chdir(root)
+    return Toy(root, control)
