@@ -161,9 +161,9 @@ def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None
     """Share the results that are there, and save a whole experiment for `dvc exp show`."""
     if share:
         versioning.push([outcome.name for outcome in outcomes if outcome.good])
-    if experiment.own_workspace and all(outcome.good for outcome in outcomes):
-        if {outcome.name for outcome in outcomes} >= set(versioning.read_graph()):  # DVC saves no part
-            _save(experiment)
+    good = {outcome.name for outcome in outcomes if outcome.good}
+    if experiment.own_workspace and good >= set(versioning.read_graph()):  # DVC saves no part
+        _save(experiment)
 
 
 @contextlib.contextmanager
