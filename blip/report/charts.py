@@ -87,7 +87,7 @@ def line_chart(
     x_values = [x for line in lines for x in line.xs]
     x = Scale(min(x_values), max(max(x_values), min(x_values) + 1e-9), 46, width - 12)
     low, high = y_range or rounded_range([y for line in lines for y in line.ys])
-    y = Scale(low, high, height - 44, 34)
+    y = Scale(low, high, height - 44, 42)
     raw = [_curve(x, y, line.xs, line.raw, f"raw {line.series}") for line in lines if line.raw]
     drawn = [_curve(x, y, line.xs, line.ys, f"line {line.series}", line.name) for line in lines]
     content = join(
@@ -162,7 +162,7 @@ def histogram_chart(
     """
     shares = [[count / sum(group.counts) for count in group.counts] for group in groups]
     x = Scale(edges[0], edges[-1], 46, width - 12)
-    y = Scale(0.0, rounded_range([0.0, *(s for row in shares for s in row)])[1], height - 44, 34)
+    y = Scale(0.0, rounded_range([0.0, *(s for row in shares for s in row)])[1], height - 44, 42)
     drawn = [_steps(group, row, edges, x, y) for group, row in zip(groups, shares, strict=True)]
     frame = [
         text(0, 16, title, class_="name"),
@@ -206,11 +206,9 @@ def _curve(
 
 
 def _mark(x: Scale, y: Scale, value: float, name: str) -> Markup:
-    anchor = "end" if x(value) > (x.start + x.end) / 2 + 1 else "start"
-    line = tag("line", x1=x(value), x2=x(value), y1=y.start, y2=y.end - 4, class_="mark")
-    return join(
-        [line, text(x(value) + (5 if anchor == "start" else -5), y.end + 6, name, anchor, "tick")]
-    )
+    """Mark an x by a line, and name it above the frame, where no curve passes."""
+    line = tag("line", x1=x(value), x2=x(value), y1=y.start, y2=y.end, class_="mark")
+    return join([line, text(x(value), y.end - 4, name, "middle", "tick")])
 
 
 def _interval_row(row: IntervalRow, x: Scale, y: float, width: float) -> Markup:
