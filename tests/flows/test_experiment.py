@@ -95,7 +95,7 @@ class Api:
     def tasks(self, flow_run: dict[str, Any], wanted: int) -> dict[str, dict[str, Any]]:
         """Give the task runs by name; they reach the server a moment after the flow's end."""
         body = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             runs = {run["name"]: run for run in self.post("task_runs/filter", body)}
             final = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
@@ -250,7 +250,7 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline

@@ -22,6 +22,10 @@ with (control / "log").open("a") as log:
 what = json.loads((control / "orders").read_text()).get(name, {})
 print(f"{name} begins", flush=True)
 time.sleep(what.get("sleep", 0))
+give_up = time.time() + 60
+while what.get("until", "") not in (control / "log").read_text():
+    assert time.time() < give_up
+    time.sleep(0.02)
 for edit in what.get("edit", []):
     pathlib.Path(edit).write_text("edited\\n")
 if code := what.get("exit"):
@@ -73,7 +77,10 @@ class Toy:
         self.order()
 
     def order(self, **orders: Any) -> None:
-        """Tell stages how to behave: `sleep` seconds, `exit` code, `edit` a file while running."""
+        """Tell stages how to behave.
+
+        `sleep` so many seconds, wait `until` another one began, `exit` with a code, `edit` files.
+        """
         (self.control / "orders").write_text(json.dumps(orders))
 
     def log(self) -> list[dict[str, Any]]:
