@@ -57,24 +57,23 @@ def run(
             "slots": slots,
         }
         raise typer.Exit(_run_flow({**flow, "share": share}))
-    from blip.integrations.experiment import run_experiment
-    from blip.integrations.runner import Outcome, summary
+    import sys
+
+    from blip.integrations.console import Console
+    from blip.integrations.experiment import describe, run_experiment
+    from blip.integrations.runner import summary
     from blip.report.terminal import format_results
 
-    def say(stage: str, line: str) -> None:
-        typer.echo(f"{stage:<26} {line}")
-
-    def done(outcome: Outcome) -> None:
-        if outcome.state not in ("cached", "skipped"):
-            typer.echo(f"{outcome.name:<26} {outcome.state} in {outcome.seconds:.1f} s")
-
+    console = Console(sys.stderr)
     outcomes, code = run_experiment(
         Path.cwd(), name, preset, overrides,
-        targets=tuple(targets or ()), slots=slots, launcher=launcher, share=share, say=say, done=done,
+        targets=tuple(targets or ()), slots=slots, launcher=launcher, share=share,
+        say=console.say, done=console.done,
     )  # fmt: skip
     typer.echo(f"\n{summary(outcomes)}")
     if code == 0 and not targets:
-        typer.echo(f"\n{format_results(Path.cwd())}")
+        workspace = describe(Path.cwd(), name, preset, overrides).workspace
+        typer.echo(f"\n{format_results(workspace)}")
     raise typer.Exit(code)
 
 
@@ -126,7 +125,7 @@ def report(
     from blip.config import dump_config
     from blip.files import digest_file
     from blip.integrations.tracking import tracked
-    from blip.report import write_report
+    from blip.report.page import write_report
     from blip.stage import Job
     from blip.tracker import Journal
 

@@ -10,7 +10,7 @@ import pytest
 
 from blip.config import Config
 from blip.errors import DataError
-from blip.report import write_report
+from blip.report.page import write_report
 
 
 class Outline(HTMLParser):
