@@ -10,6 +10,7 @@ all its stages are done it is saved as a DVC experiment of the checkout.
 import contextlib
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -235,8 +236,9 @@ def _set_up(experiment: Experiment) -> None:
     checkout, workspace = experiment.checkout, experiment.workspace
     base = {"head": _head(checkout), "tree": _snapshot(checkout)}
     state = read_json(experiment.state) if experiment.state.exists() else {}
-    if not workspace.exists() or state.get("base") != base:
-        if not workspace.exists():
+    if not (workspace / ".git").exists() or state.get("base") != base:
+        if not (workspace / ".git").exists():
+            shutil.rmtree(workspace, ignore_errors=True)
             _git(checkout, "worktree", "prune")
             _git(checkout, "worktree", "add", "--quiet", "--detach", str(workspace), base["head"])
         experiment.state.unlink(missing_ok=True)
@@ -249,6 +251,8 @@ def _set_up(experiment: Experiment) -> None:
             cache = versioning.cache_directory()
         with contextlib.chdir(workspace):
             versioning.use_cache(cache)
+            if experiment.config.world is None:
+                versioning.forget_generated_data()
             versioning.checkout()
         write_json(experiment.state, {"base": base})
 

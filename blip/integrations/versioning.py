@@ -250,6 +250,13 @@ def _pin(folder: Path, made_from: str) -> None:
         stage.dump()
 
 
+def forget_generated_data() -> None:
+    """Remove the pins of generated data from a workspace whose experiment brings its own."""
+    for node in read_graph().values():
+        if node.made_from:
+            Path(node.name).unlink()
+
+
 @_through_dvc
 def checkout() -> None:
     """Put back every recorded output that the cache has; what it lacks stays absent."""
