@@ -22,7 +22,7 @@ ui: install  ## Start the MLflow UI and the Prefect UI on free loopback ports
 study: install  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
 	@$(BIN)/blip study
 
-install: $(VENV)/.runtime  ## Create .venv with the locked set
+install: $(VENV)/.runtime data/world.json  ## Create .venv with the locked set; draw the demo world's raw data
 
 install-dev: $(VENV)/.dev  ## The same with development tools
 
@@ -33,6 +33,9 @@ $(VENV)/.runtime: requirements.lock pyproject.toml
 $(VENV)/.dev: requirements-dev.lock pyproject.toml
 	@PYTHON=$(PYTHON) ./install.sh requirements-dev.lock
 	@touch $(VENV)/.runtime $@
+
+data/world.json: | $(VENV)/.runtime
+	@$(BIN)/blip world data
 
 check: install-dev  ## What CI runs: format, lint, types, import contracts, all tests that this machine can run
 	$(BIN)/ruff format --check .
