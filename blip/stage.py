@@ -42,6 +42,7 @@ class Job:
         config: Its part of the configuration, as plain JSON.
         runs: The folder that holds the working state of unfinished stages.
         experiment: The experiment's name and digest, for tracking only.
+        tags: Where the code came from, for tracking only.
     """
 
     verb: str
@@ -50,6 +51,7 @@ class Job:
     config: Mapping[str, Any]
     runs: Path = Path("runs")
     experiment: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -133,12 +135,14 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
             key=key,
             experiment=job.experiment,
             params=job.config,
+            tags=job.tags,
             inputs={
                 r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)]
                 for r, ds in inputs.items()
             },
         )
         status: Status = "KILLED"
+        output = None
         try:
             with atomic_directory(job.out) as out:
                 stage = Stage(job, key, out, run_dir, journal)
@@ -147,12 +151,12 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
                 record["output"] = digest_directory(out, without=frozenset({RECORD}))
                 write_json_file(out / RECORD, record)
             journal.metrics({"perf/seconds": stage.seconds})
-            status = "FINISHED"
+            status, output = "FINISHED", str(record["output"])
         except Exception:
             status = "FAILED"
             raise
         finally:
-            journal.end(status)
+            journal.end(status, output)
         _forget(run_dir)
 
 

@@ -37,8 +37,8 @@ class Journal:
     """An append-only file of events, one JSON object a line, each written at once.
 
     Events: `start` (stage, name, key, experiment, params, tags, datasets), `metrics` (step, values), `artifact`
-    (path, folder), `end` (status). Every event carries `time` in seconds since the epoch. A stage that is killed and
-    resumed appends to the same journal; a point that is written twice carries the same step.
+    (path, folder), `end` (status, output). Every event carries `time` in seconds since the epoch. A stage that is
+    killed and resumed appends to the same journal; a point that is written twice carries the same step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,9 +60,9 @@ class Journal:
         """Hand over a finished file or folder."""
         self._write("artifact", {"path": str(path.resolve()), "folder": folder})
 
-    def end(self, status: Status) -> None:
-        """Say how the stage ended, and close."""
-        self._write("end", {"status": status})
+    def end(self, status: Status, output: str | None = None) -> None:
+        """Say how the stage ended, with the digest of what it made, and close."""
+        self._write("end", {"status": status, "output": output})
         self._file.close()
 
     def _write(self, event: str, fields: Mapping[str, Any]) -> None:

@@ -125,6 +125,7 @@ def report(
     from blip.config import dump_config
     from blip.files import digest_file
     from blip.integrations.tracking import tracked
+    from blip.integrations.tracking.summary import summarise
     from blip.report.page import write_report
     from blip.stage import Job
     from blip.tracker import Journal
@@ -137,8 +138,9 @@ def report(
         journal.start(
             stage="report", name="report", key=key, experiment=job.experiment, params={}, inputs={}
         )
-        journal.artifact(out)
-        journal.end("FINISHED")
+        journal.artifact(out, "results")
+        journal.metrics(summarise(Path("results")))
+        journal.end("FINISHED", key)
     typer.echo(f"wrote {out}")
 
 

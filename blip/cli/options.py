@@ -70,11 +70,11 @@ def stage(
     from blip.files import read_json, write_json
     from blip.integrations.catalog import add
     from blip.integrations.settings import catalog
-    from blip.integrations.tracking import tracked
+    from blip.integrations.tracking import provenance, tracked
     from blip.stage import Job, run_stage
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
-    job = Job(verb, out, roles, section, experiment=experiment_name(config))
+    job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())
     with tracked(job, dump_config(config)), run_stage(job, force=force) as running:
         yield running
     add(catalog(), out)

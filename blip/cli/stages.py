@@ -182,6 +182,7 @@ def caption(
     with stage("caption", out, inputs, section, config, metrics, force) as running:
         if running:
             caption(config, model, data, running.out, running.run_dir, running.journal)
+            running.journal.artifact(running.out, "captions")
 
 
 def score(
@@ -225,6 +226,7 @@ def select(
     with stage("select", out, {"data": [data]}, section, config, metrics, force) as running:
         if running:
             select(config, data, running.out, running.journal)
+            running.journal.artifact(running.out, "captions")
 
 
 def evaluate(
