@@ -247,10 +247,8 @@ def _set_up(experiment: Experiment) -> None:
         _git(workspace, "read-tree", "--reset", "-u", base["tree"])
         _link_shared(checkout, workspace)
         _write_params(experiment)
-        with contextlib.chdir(checkout):
-            cache = versioning.cache_directory()
         with contextlib.chdir(workspace):
-            versioning.use_cache(cache)
+            versioning.share_cache(checkout)
             if experiment.config.world is None:
                 versioning.forget_generated_data()
             versioning.checkout()

@@ -288,33 +288,25 @@ def push(names: list[str]) -> int:
         records = [
             entry
             for entry in map(_record, stages)
-            if entry and Path(_record_path(repo, entry)).exists()
+            if entry and Path(repo.stage_cache._get_cache_path(*entry)).exists()
         ]
-        sent = 0
-        needed = [
-            repo.stage_cache.get_used_objs(records),
-            *(stage.get_used_objs() for stage in stages),
-        ]
-        for used in needed:
-            for store, objects in used.items():
-                sent += len(repo.cloud.push(objects, odb=store).transferred)
+        used = [repo.stage_cache.get_used_objs(records), *(s.get_used_objs() for s in stages)]
+        sent = [repo.cloud.push(o, odb=store) for each in used for store, o in each.items()]
         for entry in records:
             _push_record(repo, remote, entry)
-        return sent
+        return sum(len(result.transferred) for result in sent)
 
 
 @_through_dvc
-def cache_directory() -> Path:
-    """Give the folder of the workspace's DVC cache."""
-    with _open() as repo:
-        return Path(repo.cache.local_cache_dir).resolve()
+def share_cache(checkout: Path) -> None:
+    """Make the workspace use the cache and the local settings of a checkout."""
+    from dvc.repo import Repo
 
-
-@_through_dvc
-def use_cache(directory: Path) -> None:
-    """Make the workspace use another workspace's cache, on this machine only."""
-    with _open() as repo, repo.config.edit("local") as config:
-        config.setdefault("cache", {})["dir"] = str(directory)
+    with contextlib.closing(Repo(str(checkout))) as other, _open() as repo:
+        directory = Path(other.cache.local_cache_dir).resolve()
+        with repo.config.edit("local") as config:
+            config.update(other.config.load_one("local"))
+            config.setdefault("cache", {})["dir"] = str(directory)
 
 
 @_through_dvc
@@ -374,10 +366,6 @@ def _record(stage: Any) -> tuple[str, str] | None:
     return (key, str(_get_cache_hash(to_single_stage_lockfile(stage)))) if key else None
 
 
-def _record_path(repo: Any, entry: tuple[str, str]) -> str:
-    return str(repo.stage_cache._get_cache_path(*entry))
-
-
 def _remote(repo: Any) -> Any:
     from dvc.config import NoRemoteError, RemoteConfigError
 
@@ -392,7 +380,7 @@ def _remote(repo: Any) -> Any:
 def _push_record(repo: Any, remote: Any, entry: tuple[str, str]) -> None:
     from dvc.fs import generic
 
-    source = _record_path(repo, entry)
+    source = repo.stage_cache._get_cache_path(*entry)
     store = repo.cache.legacy
     target = remote.fs.join(remote.path, *store.fs.parts(store.fs.relpath(source, store.path)))
     if not remote.fs.exists(target):

@@ -234,7 +234,11 @@ def worker() -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def pids_of(toy: Any, *names: str) -> list[int]:

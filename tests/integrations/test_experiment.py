@@ -80,6 +80,14 @@ def test_a_name_or_a_preset_alone_makes_an_experiment(toy: Any) -> None:
         pass
 
 
+def test_local_settings_of_dvc_hold_in_the_worktree(toy: Any) -> None:
+    Path(".dvc/config.local").write_text("['remote \"mine\"']\n    url = s3://bucket\n")
+    with open_experiment(toy.root, name="mine"):
+        text = Path(".dvc/config.local").read_text()
+    assert "s3://bucket" in text
+    assert f"dir = {toy.root}/.dvc/cache" in text
+
+
 def test_uncommitted_changes_of_tracked_files_are_carried_and_a_later_one_updates_the_worktree(
     toy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
