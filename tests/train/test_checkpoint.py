@@ -86,14 +86,14 @@ def test_killed_anywhere_ends_in_the_same_bits(tmp_path: Path) -> None:
     rng = random.Random(0)
     longest = (time.monotonic() - began) / 2
     caught, half_saved = 0, 0
-    for attempt in range(4):
+    for attempt in range(2):
         folder = tmp_path / f"killed{attempt}"
         for _ in range(3):
             caught += kill_after(folder, rng.uniform(0.0, longest))
             half_saved += bool(list(folder.glob("checkpoints/.*.partial")))
         assert run(folder) == expected
         assert not list(folder.glob("checkpoints/.*"))
-    assert caught >= 4
+    assert caught >= 3
     logging.getLogger(__name__).info("%d kills, %d within a save", caught, half_saved)
 
 
