@@ -13,6 +13,7 @@ from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer
 from blip.files import digest_json
 from blip.models.checkpoint import load_model
+from blip.models.device import prepare_device
 from blip.models.generation import generate
 from blip.stage import input_digest
 from blip.tracker import Tracker
@@ -37,9 +38,9 @@ def caption(
         DataError: A shard was changed, or an image cannot be decoded.
         CheckpointError: The model cannot be read, or has no decoder.
     """
-    torch.set_num_threads(config.threads)
+    device = prepare_device(config.threads)
     dataset = open_dataset(data)
-    network = load_model(model, "captioning").eval()
+    network = load_model(model, "captioning", device=device).eval()
     tokenizer = Tokenizer(model / VOCABULARY)
     decoding, prompt = config.capfilt.decoding, config.finetune.captioning.prompt
     prompt_ids = tokenizer.prompt(prompt)
@@ -51,7 +52,7 @@ def caption(
         for keys, images in image_batches(shard, network.image_size, decoding.batch_size):
             draws = [_generator(config.seed, key) for key in keys]
             with torch.inference_mode():
-                tokens = network.encode_image(images)
+                tokens = network.encode_image(images.to(device))
                 written = generate(
                     network,
                     tokens,

@@ -13,6 +13,7 @@ from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer, clean_caption
 from blip.errors import DataError
 from blip.models.checkpoint import load_model
+from blip.models.device import prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.stage import input_digest
 from blip.tracker import Tracker
@@ -39,10 +40,10 @@ def score(
             decoded.
         CheckpointError: The model cannot be read, or has no matching head.
     """
-    torch.set_num_threads(config.threads)
+    device = prepare_device(config.threads)
     datasets = [open_dataset(path) for path in data]
     _check_same_images(datasets)
-    network = load_model(model, "retrieval").eval()
+    network = load_model(model, "retrieval", device=device).eval()
     tokenizer = Tokenizer(model / VOCABULARY)
     limits, size = config.finetune.retrieval, config.capfilt.score_batch_size
     judge = input_digest(model)
@@ -54,9 +55,12 @@ def score(
             index = [i for i, key in enumerate(keys) for _ in texts_of.get(key, [])]
             cleaned = [clean_caption(row["text"], limits.max_words) for row in rows]
             texts = Texts(*tokenizer.encode(cleaned, limits.max_tokens))
-            pairs, owner = torch.arange(len(rows)), torch.tensor(index, dtype=torch.int64)
+            pairs, owner = (
+                torch.arange(len(rows)),
+                torch.tensor(index, dtype=torch.int64, device=device),
+            )
             with torch.inference_mode():
-                tokens = network.encode_image(images)
+                tokens = network.encode_image(images.to(device))
                 image_kv = network.project_images(tokens)
                 logits = match_texts(network, texts, pairs, image_kv, owner, size)
                 embeds = embed_texts(network, texts, size)

@@ -21,6 +21,7 @@ from blip.evaluate.caption_metrics import MAX_ORDER, BleuCounts, Corpus, bleu
 from blip.evaluate.ptb import tokenize
 from blip.files import write_json
 from blip.models.checkpoint import load_model
+from blip.models.device import prepare_device
 from blip.models.generation import generate
 from blip.progress import Progress
 from blip.tracker import Tracker
@@ -58,7 +59,6 @@ def evaluate_captioning(
     Raises:
         DataError: No image has a caption to compare with.
     """
-    torch.set_num_threads(config.threads)
     dataset = open_dataset(data)
     references = _references(dataset)
     started = time.monotonic()
@@ -86,14 +86,15 @@ def evaluate_captioning(
 @torch.inference_mode()
 def write_captions(config: Config, model: Path, dataset: Dataset) -> dict[str, str]:
     """Write a caption for every image, by key."""
-    network = load_model(model, "captioning").eval()
+    device = prepare_device(config.threads)
+    network = load_model(model, "captioning", device=device).eval()
     tokenizer = Tokenizer(model / VOCABULARY)
     decoding = config.evaluate.decoding
     prompt = tokenizer.prompt(config.finetune.captioning.prompt)
     progress = Progress("captioning", dataset.num_images, "images")
     captions = {}
     for keys, images in image_batches(dataset, network.image_size, decoding.batch_size):
-        written = generate(network, network.encode_image(images), prompt, decoding)
+        written = generate(network, network.encode_image(images.to(device)), prompt, decoding)
         captions.update(
             {key: tokenizer.decode(ids) for key, ids in zip(keys, written, strict=True)}
         )

@@ -27,6 +27,7 @@ from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
 from blip.files import write_json
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model
+from blip.models.device import prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.progress import track
 from blip.tracker import Tracker
@@ -81,10 +82,10 @@ def evaluate_retrieval(
     Raises:
         DataError: There is no caption to look for.
     """
-    torch.set_num_threads(config.threads)
+    device = prepare_device(config.threads)
     started = time.monotonic()
     dataset = open_dataset(data)
-    network = load_model(model, "retrieval").eval()
+    network = load_model(model, "retrieval", device=device).eval()
     keys, texts, owner = _read_pairs(dataset, Tokenizer(model / VOCABULARY), config)
     tr_rank, ir_rank = _rank(network, dataset, texts, owner, config)
     table = pa.table([keys, tr_rank, _lists(ir_rank, owner, len(keys))], schema=PER_IMAGE)

@@ -15,6 +15,7 @@ from blip.errors import ConfigError
 from blip.files import digest_json, write_json, write_text
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model, save_model
+from blip.models.device import prepare_device
 from blip.objectives.finetune import CaptioningObjective, RetrievalObjective
 from blip.objectives.pretrain import PretrainObjective
 from blip.tracker import Tracker
@@ -123,9 +124,8 @@ def finetune(
 
 def _prepare(config: Config) -> torch.device:
     """Fix threads and chance, so that results do not depend on where a stage runs."""
-    torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return prepare_device(config.threads)
 
 
 def _check_model(config: Config) -> None:
