@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS = 5.0
 
 
 class Progress:

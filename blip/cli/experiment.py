@@ -56,7 +56,7 @@ def run(
             "launcher": launcher,
             "slots": slots,
         }
-        raise typer.Exit(_run_flow({**flow, "share": share}))
+        _run_flow({**flow, "share": share})
     import sys
 
     from blip.integrations.console import Console
@@ -77,16 +77,20 @@ def run(
     raise typer.Exit(code)
 
 
-def _run_flow(parameters: dict[str, object]) -> int:
-    """Run the Prefect flow in a process of its own, so that this package never imports Prefect."""
+def _run_flow(parameters: dict[str, object]) -> None:
+    """Become the process of the Prefect flow, which gets our signals; this package never imports Prefect."""
     import os
-    import subprocess
     import sys
 
     from blip.integrations.launch import TELEMETRY_OFF
 
+    quiet = {
+        **TELEMETRY_OFF,
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "blip",
+    }
     command = [sys.executable, "-m", "flows", "experiment", json.dumps(parameters)]
-    return subprocess.run(command, env={**TELEMETRY_OFF, **os.environ}, check=False).returncode
+    os.execve(sys.executable, command, {**quiet, **os.environ})  # noqa: S606 - our own interpreter
 
 
 def study(

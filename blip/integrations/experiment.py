@@ -163,7 +163,8 @@ def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None
     if share:
         versioning.push([outcome.name for outcome in outcomes if outcome.good])
     good = {outcome.name for outcome in outcomes if outcome.good}
-    if experiment.own_workspace and good >= set(versioning.read_graph()):  # DVC saves no part
+    stages = {node.name for node in versioning.read_graph().values() if node.command is not None}
+    if experiment.own_workspace and good >= stages:  # DVC saves no part
         _save(experiment)
 
 

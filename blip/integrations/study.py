@@ -75,9 +75,9 @@ class Estimate:
     low: float
     high: float
 
-    def words(self, sign: bool = False) -> str:
+    def words(self, sign: bool = False, decimals: int = 1) -> str:
         """Give `mean [low, high]`."""
-        form = "+.1f" if sign else ".1f"
+        form = f"{'+' if sign else ''}.{decimals}f"
         if math.isinf(self.low):
             return f"{self.mean:{form}}"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
@@ -294,7 +294,7 @@ def _filter_lines(checkout: Path, study: Study, variation: str) -> list[str]:
         return []
 
     def mean(*keys: str) -> str:
-        return estimate([_value(document, keys) for document in measured]).words()
+        return estimate([_value(document, keys) for document in measured]).words(decimals=2)
 
     lines = [
         "## The filter",

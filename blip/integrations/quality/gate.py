@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from blip.config import Validate
+from blip.data.dataset import open_dataset
 from blip.errors import DataError
 from blip.files import write_json, write_text
 from blip.integrations.catalog import add, reading
@@ -38,7 +39,8 @@ def validate(
     a version that was refused never becomes the measure of the next.
 
     Writes `metrics.json` (numbers of expectations and of each version), `result.json` (what each
-    expectation observed) and `index.html` (the same, to be read).
+    expectation saw), `index.html` (the same as a page) and `passed.json` (digests of the versions
+    that passed and nothing else: what trains on them depends on it, and so not on the limits).
 
     Args:
         config: The limits.
@@ -68,6 +70,7 @@ def validate(
     write_text(out / "index.html", page)
     write_json(out / "result.json", [finding.as_json() for finding in findings])
     write_json(out / "metrics.json", {"validate": _metrics(subjects, findings)})
+    write_json(out / "passed.json", {path.name: open_dataset(path).digest for path in datasets})
     log.info("%d expectations hold on %d dataset versions", len(findings), len(subjects))
 
 
