@@ -10,15 +10,16 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   { echo "Python 3.11 or newer is needed; $python is $("$python" -V). Set PYTHON=..." >&2; exit 2; }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-pip=(.venv/bin/python -m pip --disable-pip-version-check --timeout 15 --retries 8 --quiet)
+pip=(.venv/bin/python -m pip --disable-pip-version-check)
+install=("${pip[@]}" install --timeout 15 --retries 8 --quiet)
 
 uv=$(command -v uv || true)
 if [ -z "$uv" ]; then
-  "${pip[@]}" install uv && uv=.venv/bin/uv || true
+  "${install[@]}" uv && uv=.venv/bin/uv || true
 fi
 echo "installing $lock ($(wc -l <"$lock") packages) into .venv"
 export UV_FIND_LINKS=${UV_FIND_LINKS:-$("${pip[@]}" config get global.find-links 2>/dev/null || true)}
 if [ -z "$uv" ] || ! "$uv" pip install --python .venv/bin/python --compile-bytecode -r "$lock"; then
-  "${pip[@]}" install --progress-bar on -r "$lock"
+  "${install[@]}" --progress-bar on -r "$lock"
 fi
-"${pip[@]}" install --no-deps --no-build-isolation --editable .
+"${install[@]}" --no-deps --no-build-isolation --editable .

@@ -104,8 +104,8 @@ class Validate(Section):
     captions_per_image: tuple[Positive, Positive]
     image_side: tuple[Positive, Positive]
     max_duplicate_captions: Fraction
-    max_count_drift: Fraction
-    max_length_drift: Fraction
+    max_count_drift: Rate
+    max_length_drift: Rate
 
 
 class Tokenizer(Section):
