@@ -335,9 +335,15 @@ def _picture(results: Sequence[Result], finished: Sequence[str]) -> Figure:
                 numbers = f"{low:+.1f} to {high:+.1f}"
                 rows.append(
                     IntervalRow(
-                        variation, "series-1", gain.mean, low, high, f"{gain.mean:+.1f}", numbers
+                        variation,
+                        "series-blue" if low > 0 or high < 0 else "series-slate",
+                        gain.mean,
+                        low,
+                        high,
+                        f"{gain.mean:+.1f}",
+                        numbers,
                     )
                 )
             ends = [end for row in rows for end in (row.low, row.high)]
-            charts.append(interval_chart(f"{heading} over {over}", rows, "points", ends, width=440))
+            charts.append(interval_chart(f"{heading} over {over}", rows, "points", ends, 480, 140))
     return Figure("study", charts)

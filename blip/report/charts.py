@@ -109,6 +109,7 @@ def interval_chart(
     x_title: str,
     ends: Sequence[float],
     width: float = 400.0,
+    label_width: float = 86.0,
 ) -> Chart:
     """Draw differences with their intervals around zero (a forest plot); hollow marks include zero.
 
@@ -118,11 +119,12 @@ def interval_chart(
         x_title: The unit.
         ends: Values that the x axis must hold, those of the rows included.
         width: Of the drawing.
+        label_width: What of it is left for the labels.
     """
     low, high = rounded_range([0.0, *ends])
     row_height, top = 40.0, 30.0
     bottom = top + row_height * len(rows)
-    x = Scale(low, high, 86, width - 108)
+    x = Scale(low, high, label_width, width - 108)
     grid = [
         tag("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid") for v in ticks(low, high)
     ]
