@@ -281,7 +281,11 @@ def _save(experiment: Experiment) -> None:
             for path in _reports(experiment.workspace)
             if (experiment.workspace / path).exists()
         ]
-        versioning.save_experiment(experiment.name, reports)
+        # All worktrees write refs of one repository; DVC trips over another save under way.
+        with lock(
+            experiment.checkout / STATE / "locks" / "save", "saving an experiment", wait=True
+        ):
+            versioning.save_experiment(experiment.name, reports)
         write_json(experiment.state, {**state, "saved": tree})
         log.info("saved as DVC experiment %s (dvc exp show)", experiment.name)
 

@@ -217,7 +217,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --out)
       mkdir -p "$2"
-      for file in result manifest.json metrics.json curves.csv; do
+      for file in result manifest.json passed.json metrics.json curves.csv; do
         cksum < params.yaml > "$2/$file"
       done
       shift ;;
