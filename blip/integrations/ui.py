@@ -41,7 +41,7 @@ def serve(settings: TrackingSettings, say: Callable[[str], None]) -> None:
         IntegrationError: A server did not start, or ended.
     """
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             stack.callback(signal.signal, number, signal.getsignal(number))
             signal.signal(number, signal.default_int_handler)
         mlflow = _start_mlflow(stack, settings)
