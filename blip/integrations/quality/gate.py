@@ -35,7 +35,7 @@ def validate(
 ) -> None:
     """Check dataset versions against the limits, in the catalogue, and stop where one breaks them.
 
-    Drift is measured from the newest other version of the same name that passed this gate, so that
+    Drift is measured from the newest other version of that name and source that passed, so that
     a version that was refused never becomes the measure of the next.
 
     Writes `metrics.json` (numbers of expectations and of each version), `result.json` (what each
@@ -112,7 +112,9 @@ def _subject(session: Session, path: Path) -> Subject:
         Version.digest != version.digest,
         Version.output.in_(accepted),
     )
-    previous = session.scalar(others.order_by(Version.id.desc()).limit(1))
+    # Another collection under the same name (another preset's) is no measure of this one.
+    earlier = session.scalars(others.order_by(Version.id.desc()))
+    previous = next((other for other in earlier if other.source == version.source), None)
     before = None if previous is None else _describe(session, previous, path, None)
     return _describe(session, version, path, before)
 

@@ -76,12 +76,15 @@ def write_shard(
 
 
 def write_dataset(
-    path: Path, images: Sequence[dict[str, Any]], texts: Sequence[dict[str, Any]]
+    path: Path,
+    images: Sequence[dict[str, Any]],
+    texts: Sequence[dict[str, Any]],
+    source: str = "test",
 ) -> Path:
     """Write a dataset version of one shard, made by no stage."""
     path.mkdir(parents=True)
     counts = {"images": len(images), "captions": len(texts)}
-    write_manifest(path, [write_shard(path, images, texts)], {"format": "test"}, counts)
+    write_manifest(path, [write_shard(path, images, texts)], {"format": source}, counts)
     return path
 
 

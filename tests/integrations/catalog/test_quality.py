@@ -222,6 +222,7 @@ def test_drift_is_measured_from_the_last_accepted_version(
     gate(files.dataset(tmp_path / "4/web", *sound(files, 24)))  # not the refused ten, but twenty
     gate(files.dataset(tmp_path / "5/web", *sound(files, 28)))  # twenty-four, not twenty
     gate(files.dataset(tmp_path / "6/other", *sound(files, 2)))  # another name
+    gate(files.dataset(tmp_path / "7/web", *sound(files, 3), "photos"))  # another collection
 
 
 def test_the_gate_leaves_nothing_behind(
