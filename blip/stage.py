@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blip.config import Config, dump_config
 from blip.errors import DataError
 from blip.files import (
     atomic_directory,
@@ -78,6 +79,11 @@ class Stage:
     def seconds(self) -> float:
         """Seconds since the stage (or its last resumption) began."""
         return time.monotonic() - self.started
+
+
+def experiment_name(config: Config) -> str:
+    """Name an experiment by its configuration: its own name and the first digits of the digest of the whole."""
+    return f"{config.name}-{digest_json(dump_config(config))[:8]}"
 
 
 def input_digest(path: Path) -> str:

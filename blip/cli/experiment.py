@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from blip.cli.options import PARAMS, Params, Sets, experiment_name, read_config
+from blip.cli.options import PARAMS, Params, Sets, read_config
 
 catalog = typer.Typer(
     help="The catalogue: a queryable index of the files, which can be made anew at any time.",
@@ -131,7 +131,7 @@ def report(
     from blip.integrations.tracking import tracked
     from blip.integrations.tracking.summary import summarise
     from blip.report.page import write_report
-    from blip.stage import Job
+    from blip.stage import Job, experiment_name
     from blip.tracker import Journal
 
     config = read_config(params, sets)

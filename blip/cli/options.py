@@ -44,14 +44,6 @@ def sections(section: Any, *names: str) -> dict[str, Any]:
     return {name: document[name] for name in names}
 
 
-def experiment_name(config: "Config") -> str:
-    """Give the name under which MLflow groups the stages of an experiment: its own and the digest of the whole."""
-    from blip.config import dump_config
-    from blip.files import digest_json
-
-    return f"{config.name}-{digest_json(dump_config(config))[:8]}"
-
-
 @contextlib.contextmanager
 def stage(
     verb: str,
@@ -71,7 +63,7 @@ def stage(
     from blip.integrations.catalog import add
     from blip.integrations.settings import catalog
     from blip.integrations.tracking import provenance, tracked
-    from blip.stage import Job, run_stage
+    from blip.stage import Job, experiment_name, run_stage
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
     job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())

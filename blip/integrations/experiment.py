@@ -22,7 +22,7 @@ import yaml
 
 from blip.config import PRESETS, Config, check_config, dump_config, load_config, merge, read_yaml
 from blip.errors import ConfigError, IntegrationError
-from blip.files import digest_json, lock, read_json, write_json, write_text
+from blip.files import lock, read_json, write_json, write_text
 from blip.integrations import versioning
 from blip.integrations.launch import Kind, open_launcher
 from blip.integrations.runner import (
@@ -35,6 +35,7 @@ from blip.integrations.runner import (
     stop_on_signal,
 )
 from blip.integrations.tracking import followed
+from blip.stage import experiment_name
 
 log = logging.getLogger(__name__)
 
@@ -187,18 +188,14 @@ def describe(
         raise ConfigError(f"there is no preset {preset!r}; there are {known}")
     if preset is None and name is None and not overrides:
         config = load_config(path)
-        return Experiment(_name(config), config, checkout, checkout)
+        return Experiment(experiment_name(config), config, checkout, checkout)
     _head(checkout)
     if name is not None:
         overrides["name"] = name
     config = check_config(merge(read_yaml(path), overrides, path), path)
     config = check_config(_anchor(dump_config(config), checkout), path)
-    title = _name(config)
+    title = experiment_name(config)
     return Experiment(title, config, checkout, checkout / STATE / "experiments" / title)
-
-
-def _name(config: Config) -> str:
-    return f"{config.name}-{digest_json(dump_config(config))[:8]}"
 
 
 def _anchor(document: dict[str, Any], checkout: Path) -> dict[str, Any]:

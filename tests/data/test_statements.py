@@ -123,4 +123,5 @@ def test_truncated_texts_are_beginnings(seed: int) -> None:
 @settings(deadline=None)
 @given(st.text(max_size=60), st.lists(st.sampled_from(["ring", "bar", "two", "red", "above"])))
 def test_any_text_can_be_judged(noise: str, words: list[str]) -> None:
-    judge(SCENE, f"{noise} {' '.join(words)}")
+    stated = judge(SCENE, f"{noise} {' '.join(words)}")
+    assert all(isinstance(true, bool) for true in stated.values())
