@@ -10,7 +10,13 @@ from torch import nn
 from blip.config import Config, Training
 from blip.data.dataset import Dataset, open_dataset
 from blip.data.loader import PairLoader
-from blip.data.text import VOCABULARY, Tokenizer, clean_caption, train_vocabulary
+from blip.data.text import (
+    VOCABULARY,
+    Tokenizer,
+    clean_caption,
+    find_vocabulary,
+    train_vocabulary,
+)
 from blip.errors import ConfigError
 from blip.files import digest_json, write_json, write_text
 from blip.models.blip import Blip
@@ -42,7 +48,7 @@ def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
         cleaned = (clean_caption(text, config.pretrain.max_words) for text in texts)
         train_vocabulary(cleaned, config.tokenizer.size, out)
     else:
-        _copy_vocabulary(_find_vocabulary(config.tokenizer.vocabulary), out)
+        _copy_vocabulary(find_vocabulary(config.tokenizer.vocabulary), out)
     size = Tokenizer(out / VOCABULARY).vocab_size
     write_json(out / "metrics.json", {"tokenizer": {"size": size}})
 
@@ -167,22 +173,6 @@ def _write(
     sizes = {"steps": steps, "pairs": loader.num_pairs, "pairs_seen": steps * training.batch_size}
     losses = {name: value for name, value in curve[-1].items() if name.startswith("loss")}
     write_json(out / "metrics.json", {"training": {**losses, **sizes}})
-
-
-def _find_vocabulary(name: str) -> Path:
-    """Find a vocabulary: a file, or that of a model on the Hugging Face hub or in its cache."""
-    if Path(name).is_file():
-        return Path(name)
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(name, VOCABULARY))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ConfigError(
-            f"tokenizer.vocabulary {name!r} is no file here, and the hub does not give it: "
-            f"{' '.join(str(error).split())[:200]}: name a vocab.txt"
-        ) from None
 
 
 def _copy_vocabulary(source: Path, out: Path) -> None:
