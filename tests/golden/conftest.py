@@ -1,6 +1,11 @@
-"""Reference outputs (golden/README.md of the shared folder) and the models they belong to."""
+"""Reference outputs (golden/README.md of the shared folder) and the models they belong to.
+
+Sizes, settings and ids are read from the files, so that other cases of the same form can be run.
+"""
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +21,6 @@ from blip.batch import SpecialTokens
 from blip.models.blip import Blip, Parts
 from blip.models.convert import from_official, official_names
 from blip.objectives.contrast import MomentumContrast
-
-SPECIAL = SpecialTokens(pad=0, cls=2, sep=3, dec=123, enc=124)
 
 
 @dataclass(frozen=True)
@@ -53,46 +56,116 @@ def _parsed(value: str) -> Any:
         return value
 
 
-@pytest.fixture
-def tiny_config() -> config.Model:
-    return config.Model(
-        vision=config.Vision(
-            patch_size=16, width=48, num_layers=2, num_heads=4, drop_path=0, checkpoint_layers=0
-        ),
-        text=config.Text(
-            width=64, num_layers=2, num_heads=4, intermediate=128, max_positions=64, dropout=0.1
-        ),
-        embed_size=32,
-        init_std=0.02,
-        vision_weights=None,
-        text_weights=None,
-    )
+@pytest.fixture(scope="session")
+def special(shared: Path) -> SpecialTokens:
+    """Ids of the tiny vocabulary."""
+    tiny = json.loads((shared / "golden" / "tokenizer.json").read_text())["tiny"]
+    return SpecialTokens(tiny["pad"], tiny["cls"], tiny["sep"], tiny["dec_bos"], tiny["enc"])
+
+
+@pytest.fixture(scope="session")
+def heads(shared: Path, golden: Callable[[str], Golden]) -> tuple[int, int]:
+    """Number of attention heads, vision and text: no state dict tells."""
+    text = json.loads((shared / "golden" / "tiny_med_config.json").read_text())
+    return golden("vit_tiny").meta["config"]["num_heads"], text["num_attention_heads"]
 
 
 @pytest.fixture
-def tiny_model(tiny_config: config.Model) -> Callable[[Parts, dict[str, Tensor]], Blip]:
+def tiny_model(
+    heads: tuple[int, int], special: SpecialTokens
+) -> Callable[[Parts, dict[str, Tensor]], Blip]:
     """Build a tiny model in evaluation mode from a state under the reference's names."""
 
     def build(parts: Parts, official: dict[str, Tensor]) -> Blip:
-        model = Blip(tiny_config, 64, 125, SPECIAL, parts)
+        sizes = sizes_of(official, *heads)
+        patches = official["visual_encoder.pos_embed"].shape[1] - 1
+        words = official[f"{_text_stack(official)}.embeddings.word_embeddings.weight"]
+        image_size = math.isqrt(patches) * sizes.vision.patch_size
+        model = Blip(sizes, image_size, len(words), special, parts)
         model.load_state_dict(from_official(model, official, "golden"))
         return model.eval()
 
     return build
 
 
+def sizes_of(official: dict[str, Tensor], vision_heads: int, text_heads: int) -> config.Model:
+    """Read the sizes of a model off the shapes of its state."""
+    text = _text_stack(official)
+    kernel = official["visual_encoder.patch_embed.proj.weight"]
+    intermediate, width = official[f"{text}.encoder.layer.0.intermediate.dense.weight"].shape
+    positions = official[f"{text}.embeddings.position_embeddings.weight"]
+    embeddings = official.get("vision_proj.bias", torch.zeros(1))  # not all models have one
+    return config.Model(
+        vision=config.Vision(
+            patch_size=kernel.shape[-1],
+            width=len(kernel),
+            num_layers=_count(official, r"visual_encoder\.blocks\.(\d+)\."),
+            num_heads=vision_heads,
+            drop_path=0,
+            checkpoint_layers=0,
+        ),
+        text=config.Text(
+            width=width,
+            num_layers=_count(official, rf"{re.escape(text)}\.encoder\.layer\.(\d+)\."),
+            num_heads=text_heads,
+            intermediate=intermediate,
+            max_positions=len(positions),
+            dropout=0.1,
+        ),
+        embed_size=len(embeddings),
+        init_std=0.02,
+        vision_weights=None,
+        text_weights=None,
+    )
+
+
+def _text_stack(official: dict[str, Tensor]) -> str:
+    encoder = any(name.startswith("text_encoder.") for name in official)
+    return "text_encoder" if encoder else "text_decoder.bert"
+
+
+def _count(official: dict[str, Tensor], layer: str) -> int:
+    return len({found[1] for name in official if (found := re.match(layer, name))})
+
+
 @pytest.fixture
-def blank_heads() -> dict[str, Tensor]:
-    """Zeros for the heads that a reference model of fewer parts does not have."""
-    return {
-        "vision_proj.weight": torch.zeros(32, 48),
-        "vision_proj.bias": torch.zeros(32),
-        "text_proj.weight": torch.zeros(32, 64),
-        "text_proj.bias": torch.zeros(32),
-        "itm_head.weight": torch.zeros(2, 64),
-        "itm_head.bias": torch.zeros(2),
-        "temp": torch.tensor(0.07),
-    }
+def contrast(
+    golden: Callable[[str], Golden],
+) -> Callable[[dict[str, Tensor], float], config.Contrast]:
+    """Settings of the contrast of a recorded step: its initial state, and its alpha."""
+
+    def settings(official: dict[str, Tensor], alpha: float) -> config.Contrast:
+        return config.Contrast(
+            momentum=golden("pretrain_1rank").meta["momentum"],  # one for all recorded steps
+            queue_size=official["image_queue"].shape[1],
+            alpha=alpha,
+            alpha_ramp_epochs=0,
+            temperature=float(official["temp"]),
+            uniform_negatives=0,
+        )
+
+    return settings
+
+
+@pytest.fixture
+def with_blank_heads() -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Add zeros for the heads that a reference model of fewer parts does not have."""
+
+    def add(official: dict[str, Tensor]) -> dict[str, Tensor]:
+        vision = official["visual_encoder.cls_token"].shape[-1]
+        text = official["text_encoder.embeddings.LayerNorm.bias"].shape[0]
+        blank = {
+            "vision_proj.weight": torch.zeros(1, vision),
+            "vision_proj.bias": torch.zeros(1),
+            "text_proj.weight": torch.zeros(1, text),
+            "text_proj.bias": torch.zeros(1),
+            "itm_head.weight": torch.zeros(2, text),
+            "itm_head.bias": torch.zeros(2),
+            "temp": torch.ones(()),
+        }
+        return blank | official
+
+    return add
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def main(rank: int, path: Path) -> None:
     )
     sizes = config.Model.model_validate(job["model"])
     special = SpecialTokens(*job["special"])
-    model = Blip(sizes, 64, 125, special, job["parts"])
+    model = Blip(sizes, job["image_size"], job["vocab_size"], special, job["parts"])
     settings = config.Contrast.model_validate(job["contrast"])
     if job["parts"] == "pretrain":
         objective = PretrainObjective(model, settings).eval()

@@ -1,11 +1,14 @@
 """Captioning against the reference's: loss, logits, gradients, and every way to write a caption."""
 
+import re
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blip import config
 from blip.batch import Batch
+from blip.data.text import Tokenizer
 from blip.models.generation import beam_search, filtered, generate, processed
 from blip.objectives import Position
 from blip.objectives.finetune import CaptioningObjective
@@ -14,7 +17,8 @@ TOLERANCE = 1e-5
 # This model amplifies rounding: the reference's own logits, up to 8.7, are 4.1e-5 from those in
 # float64.
 END_TO_END = 5e-5
-PROMPT = 4
+# What the reference's code samples with, whatever the call says (BLIP.md 3).
+REPETITION_PENALTY = 1.1
 
 
 @pytest.fixture
@@ -23,26 +27,46 @@ def prepared(golden, tiny_model):
     return reference, tiny_model("captioning", reference.under("sd/"))
 
 
-def decoding(meta, **changes):
+def decoding(recorded, **changes):
     values = {
-        "method": "beam" if meta["num_beams"] > 1 else "greedy",
-        "num_beams": meta["num_beams"],
-        "top_p": 0.9,
-        "top_k": 50,
-        "repetition_penalty": meta.get("repetition_penalty", 1.0),
-        "min_length": meta["min_length"],
-        "max_length": meta["max_length"],
+        "method": "beam" if recorded["num_beams"] > 1 else "greedy",
+        "num_beams": recorded["num_beams"],
+        "top_p": 1.0,
+        "top_k": 0,
+        "repetition_penalty": recorded.get("repetition_penalty", 1.0),
+        "length_rule": "reference",
+        "min_length": recorded["min_length"],
+        "max_length": recorded["max_length"],
         "batch_size": 4,
     }
     return config.Decoding(**(values | changes))
+
+
+def sampling(reference):
+    """Settings of the recorded draws: what they are filtered with stands in a tensor's name."""
+    (name,) = (name for name in reference.tensors if "probs_topk" in name)
+    top_k, top_p = re.search(r"topk(\d+)_topp([\d.]+)", name).groups()
+    filters = {"top_k": int(top_k), "top_p": float(top_p)}
+    lengths = reference.meta["gen/greedy"]
+    return name, decoding(lengths, **filters, repetition_penalty=REPETITION_PENALTY)
+
+
+def searches(reference):
+    """Names and settings of the recorded searches, greedy among them."""
+    return {
+        name.removeprefix("gen/"): recorded
+        for name, recorded in reference.meta.items()
+        if name.startswith("gen/") and isinstance(recorded, dict)
+    }
 
 
 def test_loss_logits_and_gradients(prepared, worst_difference):
     reference, model = prepared
     inputs = reference.under("in/")
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    batch = Batch(inputs["pixel_values"], ids, mask, torch.arange(4))
-    objective = CaptioningObjective(model, reference.meta["label_smoothing"], PROMPT).eval()
+    batch = Batch(inputs["pixel_values"], ids, mask, torch.arange(len(ids)))
+    smoothing, prompt_length = reference.meta["label_smoothing"], reference.meta["prompt_length"]
+    objective = CaptioningObjective(model, smoothing, prompt_length).eval()
     losses = objective(batch, Position(0, 1))
     losses.total.backward()
     expected = reference["out/lm_loss_mean"]  # measured: 0
@@ -67,67 +91,69 @@ def test_logits(prepared):
     torch.testing.assert_close(logits[counted], expected[counted], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam3", "beam3_rp1.1", "beam5_max30_min10"])
-def test_captions_are_the_references(prepared, name):
+def test_captions_are_the_references(prepared, shared):
     reference, model = prepared
-    settings = decoding(reference.meta[f"gen/{name}"])
-    image_tokens = model.encode_image(reference["in/pixel_values"])
-    prompt = reference["in/input_ids"][0, :PROMPT].tolist()
-    captions = generate(model, image_tokens, prompt, settings)
-    assert captions == [
-        written(row, settings.max_length) for row in reference[f"gen/{name}/sequences"].tolist()
-    ]
+    tokenizer = Tokenizer(shared / "golden" / "tiny_vocab.txt")
+    memory = model.project_images(model.encode_image(reference["in/pixel_values"]))
+    prompt = reference["in/input_ids"][0, : reference.meta["prompt_length"]].tolist()
+    assert searches(reference)
+    for name, recorded in searches(reference).items():
+        captions = generate(model, memory, prompt, decoding(recorded))
+        rows = reference[f"gen/{name}/sequences"].tolist()
+        assert captions == [written(row, len(prompt), model.special.sep) for row in rows], name
+        words = [tokenizer.decode([*prompt, *ids]) for ids in captions]
+        cut = len(reference.meta["prompt"])  # the reference takes so many characters off
+        assert [text[cut:] for text in words] == recorded["captions"], name
 
 
-def written(row, max_length):
-    """Take the prompt, the end and the padding off, which is a legal token too."""
-    if len(row) == max_length and 3 not in row:
-        end = len(row)
-        while row[end - 1] == 0 and 3 in row:
-            end -= 1
-        return row[PROMPT:end]
-    return row[PROMPT : row.index(3)] if 3 in row else row[PROMPT:]
+def written(row, start, sep):
+    """Take off the prompt, the end, and the padding behind it."""
+    return row[start : row.index(sep)] if sep in row else row[start:]
 
 
-@pytest.mark.parametrize("name", ["beam3", "beam3_rp1.1", "beam5_max30_min10"])
-def test_beam_scores(prepared, name):
+def test_beam_scores(prepared):
     reference, model = prepared
-    image_tokens = model.encode_image(reference["in/pixel_values"])
-    prompt = reference["in/input_ids"][:1, :PROMPT]
-    found = beam_search(model, image_tokens, prompt, decoding(reference.meta[f"gen/{name}"]))
-    scores = torch.tensor([score for _, score in found])
-    expected = reference[f"gen/{name}/sequences_scores"]  # measured: 2.4e-7
-    torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
+    memory = model.project_images(model.encode_image(reference["in/pixel_values"]))
+    prompt = reference["in/input_ids"][:1, : reference.meta["prompt_length"]]
+    for name, recorded in searches(reference).items():
+        if recorded["num_beams"] > 1:
+            found = beam_search(model, memory, prompt, decoding(recorded))
+            scores = torch.tensor([score for _, score in found])
+            expected = reference[f"gen/{name}/sequences_scores"]  # measured: 2.4e-7
+            torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_distribution_of_nucleus_sampling(prepared):
     reference, model = prepared
     prefix, logits = reference["nucleus/prefix_ids"], reference["nucleus/raw_logits"]
-    image_kv = model.project_images(model.encode_image(reference["in/pixel_values"]))
-    ours = model.predict(model.decode(prefix, image_kv)[:, -1])
+    memory = model.project_images(model.encode_image(reference["in/pixel_values"]))
+    ours = model.predict(model.decode(prefix, memory)[:, -1])
     torch.testing.assert_close(ours, logits, atol=END_TO_END, rtol=0)  # measured: 1.5e-5
-    settings = decoding({"num_beams": 1, "min_length": 5, "max_length": 20}, repetition_penalty=1.1)
-    scores = processed(logits, prefix, settings, sep=3)
+    both, settings = sampling(reference)
+    scores = processed(logits, prefix, settings, model.special.sep)
     expected = reference["nucleus/after_rep_penalty_minlen"]
     torch.testing.assert_close(scores, expected, atol=TOLERANCE, rtol=0)
-    for name, top_k in (("topk50_topp0.9", 50), ("topp0.9_only", 0)):
+    alone = both.replace(f"topk{settings.top_k}_", "") + "_only"
+    for name, top_k in ((both, settings.top_k), (alone, 0)):
         probabilities, ids = filtered(scores, settings.model_copy(update={"top_k": top_k}))
         spread = torch.zeros_like(scores).scatter(1, ids, probabilities)
-        expected = reference[f"nucleus/probs_{name}"]  # measured: 6e-8
+        expected = reference[name]  # measured: 6e-8
         torch.testing.assert_close(spread, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_recorded_samples_are_possible(prepared, seed):
+def test_recorded_samples_are_possible(prepared):
     """Each token that the reference drew has a probability with us, at its place."""
     reference, model = prepared
-    settings = decoding({"num_beams": 1, "min_length": 5, "max_length": 20}, repetition_penalty=1.1)
-    image_kv = model.project_images(model.encode_image(reference["in/pixel_values"]))
-    sequences = reference[f"gen/nucleus_seed{seed}/sequences"]
-    logits = model.predict(model.decode(sequences, image_kv))
-    for end in range(PROMPT, sequences.shape[1]):
-        open_ = ~(sequences[:, PROMPT:end] == 3).any(dim=1)
-        scores = processed(logits[:, end - 1], sequences[:, :end], settings, sep=3)
-        probabilities, ids = filtered(scores, settings)
-        drawn = ids == sequences[:, end : end + 1]
-        assert ((probabilities * drawn).sum(dim=1)[open_] > 0).all()
+    start, sep = reference.meta["prompt_length"], model.special.sep
+    _, settings = sampling(reference)
+    memory = model.project_images(model.encode_image(reference["in/pixel_values"]))
+    drawn = [t for name, t in reference.tensors.items() if name.startswith("gen/nucleus_seed")]
+    assert drawn
+    for sequences in drawn:
+        logits = model.predict(model.decode(sequences, memory))
+        for end in range(start, sequences.shape[1]):
+            open_ = ~(sequences[:, start:end] == sep).any(dim=1)
+            scores = processed(logits[:, end - 1], sequences[:, :end], settings, sep)
+            probabilities, ids = filtered(scores, settings)
+            chosen = ids == sequences[:, end : end + 1]
+            assert ((probabilities * chosen).sum(dim=1)[open_] > 0).all()

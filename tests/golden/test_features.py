@@ -7,9 +7,9 @@ TOLERANCE = 1e-5  # measured: see each test
 
 
 @pytest.fixture
-def features(golden, tiny_model, blank_heads):
+def features(golden, tiny_model, with_blank_heads):
     reference = golden("base_features")
-    return reference, tiny_model("retrieval", blank_heads | reference.under("sd/"))
+    return reference, tiny_model("retrieval", with_blank_heads(reference.under("sd/")))
 
 
 def hidden_states(model, run):
@@ -27,7 +27,7 @@ def test_text_states_of_every_layer(features):
     reference, model = features
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
     states = hidden_states(model, lambda: model.encode_text(ids, mask))
-    assert len(states) == 3
+    assert len(states) == len(reference.under("out/text_hidden"))
     for layer, state in enumerate(states):  # measured: 9.5e-7
         expected = reference[f"out/text_hidden{layer}"]
         torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
@@ -38,16 +38,17 @@ def test_multimodal_states_of_every_layer(features):
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
     image_tokens = model.encode_image(reference["in/pixel_values"])
     torch.testing.assert_close(image_tokens, reference["out/image_embeds"], atol=TOLERANCE, rtol=0)
-    image_kv = model.project_images(image_tokens)
-    states = hidden_states(model, lambda: model.encode_pairs(ids, mask, image_kv))
+    memory = model.project_images(image_tokens)
+    states = hidden_states(model, lambda: model.encode_pairs(ids, mask, memory))
+    assert len(states) == len(reference.under("out/multimodal_hidden"))
     for layer, state in enumerate(states):  # measured: 1.4e-6
         expected = reference[f"out/multimodal_hidden{layer}"]
         torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_matching_and_cosine(golden, tiny_model):
+def test_matching_and_cosine(golden, tiny_model, with_blank_heads):
     reference = golden("itm_itc")
-    model = tiny_model("retrieval", {"temp": torch.tensor(0.07)} | reference.under("sd/"))
+    model = tiny_model("retrieval", with_blank_heads(reference.under("sd/")))
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
     image_tokens = model.encode_image(reference["in/pixel_values"])
     images, texts = model.embed_image(image_tokens), model.embed_text(model.encode_text(ids, mask))

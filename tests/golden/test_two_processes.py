@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from blip import config
 from blip.models.convert import official_names
 from blip.objectives.finetune import RetrievalObjective
 from blip.objectives.pretrain import PretrainObjective
@@ -18,31 +17,34 @@ RANKS = 2
 
 
 @pytest.fixture
-def run(golden, tiny_model, tiny_config, restore, tmp_path):
+def run(golden, tiny_model, contrast, restore, tmp_path):
     """Run the recorded step of two ranks, from the state of one; give what each came to."""
 
     def both(reference, parts, initial, all_rank=False):
-        state = golden(initial).under("sd/")
+        before = golden(initial)
+        state = before.under("sd/")
         model = tiny_model(parts, state)
-        settings = {"momentum": 0.995, "queue_size": 24, "alpha": 0.4, "alpha_ramp_epochs": 0}
-        settings |= {"temperature": float(state["temp"]), "uniform_negatives": 0}
-        contrast = config.Contrast(**settings)
+        inputs = [reference.under(f"rank{rank}/in/") for rank in range(RANKS)]
         if parts == "pretrain":
-            objective = PretrainObjective(model, contrast)
-            ids = [torch.arange(4) + 4 * rank for rank in range(RANKS)]
-            indices = [reference.under(f"rank{rank}/in/") for rank in range(RANKS)]
+            settings = contrast(state, before.meta["alpha"])
+            objective = PretrainObjective(model, settings)
+            pairs = len(inputs[0]["input_ids"])
+            ids = [torch.arange(pairs) + pairs * rank for rank in range(RANKS)]
+            indices = inputs
         else:
-            objective = RetrievalObjective(model, contrast, all_rank)
-            ids = [reference[f"rank{rank}/in/idx"] for rank in range(RANKS)]
+            settings = contrast(state, float(before["in/alpha"]))
+            objective = RetrievalObjective(model, settings, all_rank)
+            ids = [i["idx"] for i in inputs]
             indices = [reference.under(f"rank{r}/all_rank_{all_rank}/") for r in range(RANKS)]
         restore(objective.contrast, state)
-        inputs = [reference.under(f"rank{rank}/in/") for rank in range(RANKS)]
         job = {
-            "model": tiny_config.model_dump(),
+            "model": model.config.model_dump(),
+            "image_size": model.image_size,
+            "vocab_size": model.vocab_size,
             "special": tuple(model.special),
             "parts": parts,
             "all_rank": all_rank,
-            "contrast": settings,
+            "contrast": settings.model_dump(),
             "state": objective.state_dict(),
             "batches": [
                 (i["pixel_values"], i["input_ids"], i["attention_mask"], image_ids)

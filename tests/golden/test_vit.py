@@ -3,19 +3,28 @@
 import pytest
 import torch
 
+from blip import config
+from blip.models.convert import official_names
 from blip.models.vit import VisionTransformer, resize_position_embedding
 
 TOLERANCE = 1e-5  # measured: 1.4e-6 (image_embeds_96)
 
 
 @pytest.fixture
-def vit(golden, tiny_config):
+def vit(golden):
     reference = golden("vit_tiny")
+    recorded = reference.meta["config"]
+    sizes = config.Vision(
+        patch_size=recorded["patch_size"],
+        width=recorded["embed_dim"],
+        num_layers=recorded["depth"],
+        num_heads=recorded["num_heads"],
+        drop_path=0,
+        checkpoint_layers=0,
+    )
 
-    def build(image_size=64):
-        from blip.models.convert import official_names
-
-        model = VisionTransformer(tiny_config.vision, image_size)
+    def build(image_size=recorded["img_size"]):
+        model = VisionTransformer(sizes, image_size)
         state = {}
         for name in model.state_dict():
             (theirs,) = official_names(f"vision.{name}")
@@ -33,6 +42,8 @@ def vit(golden, tiny_config):
 def test_every_stage(vit):
     reference, build = vit
     model = build()
+    patches = model.embed(reference["in/pixel_values"])[:, 1:] - model.position_embedding[:, 1:]
+    torch.testing.assert_close(patches, reference["out/patch_embed"], atol=TOLERANCE, rtol=0)
     tokens = model.embed(reference["in/pixel_values"])
     torch.testing.assert_close(tokens, reference["out/embeddings"], atol=TOLERANCE, rtol=0)
     for number, block in enumerate(model.blocks):
@@ -51,13 +62,13 @@ def test_gradient_reaches_the_pixels(vit):
     torch.testing.assert_close(pixels.grad, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("size", [48, 96])
-def test_other_sizes_resample_the_positions(vit, size):
+def test_other_sizes_resample_the_positions(vit):
     reference, build = vit
-    model = build(size)
-    positions = reference[f"out/pos_embed_{size}"]
-    torch.testing.assert_close(model.position_embedding.data, positions, atol=TOLERANCE, rtol=0)
-    output = model(reference[f"in/pixel_values_{size}"])
-    torch.testing.assert_close(
-        output, reference[f"out/image_embeds_{size}"], atol=TOLERANCE, rtol=0
-    )
+    sizes = reference.under("in/pixel_values_")
+    assert sizes
+    for size, pixels in sizes.items():
+        model = build(pixels.shape[-1])
+        positions = reference[f"out/pos_embed_{size}"]
+        torch.testing.assert_close(model.position_embedding.data, positions, atol=TOLERANCE, rtol=0)
+        expected = reference[f"out/image_embeds_{size}"]
+        torch.testing.assert_close(model(pixels), expected, atol=TOLERANCE, rtol=0)
