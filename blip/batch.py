@@ -1,7 +1,7 @@
 """The typed batch that data makes and objectives read."""
 
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,8 +17,17 @@ class SpecialTokens(NamedTuple):
     enc: int
 
 
+class _Movable:
+    """A dataclass of tensors."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move every tensor, without waiting where the memory is pinned."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()}
+        return type(self)(**moved)
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Movable):
     """B pairs.
 
     Attributes:
@@ -36,7 +45,48 @@ class Batch:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def to(self, device: torch.device) -> "Batch":
-        """Move every tensor, without waiting where the memory is pinned."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        return Batch(**moved)
+
+@dataclass(frozen=True)
+class QuestionBatch(_Movable):
+    """B questions about images, with A answers in all (BLIP.md 5.3).
+
+    Attributes:
+        images: (B, 3, S, S) float32, normalised.
+        question_ids: (B, L) int64, `[CLS] ... [SEP]` and padding.
+        question_mask: (B, L) int64, 1 at tokens.
+        answer_ids: (A, M) int64, `[CLS] ... [SEP]` and padding.
+        answer_mask: (A, M) int64.
+        weights: (A,) float32, the share of people who gave the answer.
+        questions: (A,) int64, the row of the question of each answer.
+    """
+
+    images: Tensor
+    question_ids: Tensor
+    question_mask: Tensor
+    answer_ids: Tensor
+    answer_mask: Tensor
+    weights: Tensor
+    questions: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+
+@dataclass(frozen=True)
+class StatementBatch(_Movable):
+    """B statements about two images each (BLIP.md 5.4).
+
+    Attributes:
+        images: (B, 2, 3, S, S) float32, normalised.
+        token_ids: (B, L) int64, `[CLS] ... [SEP]` and padding.
+        attention_mask: (B, L) int64, 1 at tokens.
+        labels: (B,) int64, 1 where the statement is true.
+    """
+
+    images: Tensor
+    token_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]

@@ -257,13 +257,18 @@ class Finetune(Section):
 
 
 class Decoding(Section):
-    """How captions are written (BLIP.md 3, 5.2). Lengths count the prompt's tokens, as in the reference."""
+    """How captions are written (BLIP.md 3, 5.2). Lengths count the prompt's tokens, as in the reference.
+
+    `length_rule` says what beam search divides a sum of log-probabilities by: `reference` the length with the prompt
+    and without the end, `transformers` the length without the prompt and with the end.
+    """
 
     method: Literal["greedy", "beam", "nucleus"]
     num_beams: Positive
     top_p: Fraction
     top_k: Count
     repetition_penalty: Annotated[float, Field(ge=1.0)]
+    length_rule: Literal["reference", "transformers"]
     min_length: Count
     max_length: Positive
     batch_size: Positive

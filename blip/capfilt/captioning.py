@@ -11,10 +11,9 @@ from blip.config import Config
 from blip.data.dataset import Dataset, canonical_json, caption_id, open_dataset
 from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer
-from blip.files import digest_json
 from blip.models.checkpoint import load_model
 from blip.models.device import prepare_device
-from blip.models.generation import generate
+from blip.models.generation import generate, seeded_generator
 from blip.stage import input_digest
 from blip.tracker import Tracker
 
@@ -50,15 +49,15 @@ def caption(
 
     def write(shard: Dataset) -> Iterator[tuple[int, list[Row]]]:
         for keys, images in image_batches(shard, network.image_size, decoding.batch_size):
-            draws = [_generator(config.seed, key) for key in keys]
+            draws = [seeded_generator(config.seed, key) for key in keys]
             with torch.inference_mode():
                 tokens = network.encode_image(images.to(device))
                 written = generate(
                     network,
-                    tokens,
+                    network.project_images(tokens),
                     prompt_ids,
                     decoding,
-                    draws if decoding.method == "nucleus" else None,
+                    draws,
                 )
             texts = [tokenizer.decode(ids) for ids in written]
             yield (
@@ -86,8 +85,3 @@ def caption(
         "words_mean": pc.mean(words).as_py() or 0.0,
     }
     report(out, "caption", found, tracker)
-
-
-def _generator(seed: int, key: str) -> torch.Generator:
-    """Give the randomness of one image."""
-    return torch.Generator().manual_seed(int(digest_json([seed, key])[:15], 16))

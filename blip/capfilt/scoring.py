@@ -61,8 +61,8 @@ def score(
             )
             with torch.inference_mode():
                 tokens = network.encode_image(images.to(device))
-                image_kv = network.project_images(tokens)
-                logits = match_texts(network, texts, pairs, image_kv, owner, size)
+                memory = network.project_images(tokens)
+                logits = match_texts(network, texts, pairs, memory, owner, size)
                 embeds = embed_texts(network, texts, size)
                 cosines = (network.embed_image(tokens)[owner] * embeds).sum(1)
             matches = logits.softmax(1)[:, 1]

@@ -29,6 +29,7 @@ from blip.models.blip import Blip
 from blip.models.checkpoint import load_model
 from blip.models.device import prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
+from blip.models.med import Memory
 from blip.progress import track
 from blip.tracker import Tracker
 
@@ -202,15 +203,15 @@ def _rank(
 def _judges(model: Blip, dataset: Dataset, texts: Texts, batch_size: int) -> Iterator[Judge]:
     """Give the judge of every image; the projections of one batch of images are held."""
 
-    def judge(image_kv: list[Tensor], wanted: Integers) -> NDArray[np.float32]:
-        logits = match_texts(model, texts, torch.from_numpy(wanted), image_kv, None, batch_size)
+    def judge(memory: Memory, wanted: Integers) -> NDArray[np.float32]:
+        logits = match_texts(model, texts, torch.from_numpy(wanted), memory, None, batch_size)
         matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
         return matched
 
     for tokens in _encode(model, dataset, batch_size):
-        layers = model.project_images(tokens)
+        memory = model.project_images(tokens)
         for image in range(len(tokens)):
-            yield partial(judge, [layer[image : image + 1] for layer in layers])
+            yield partial(judge, memory.select(slice(image, image + 1)))
 
 
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:

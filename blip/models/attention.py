@@ -1,4 +1,4 @@
-"""Multi-head attention: of tokens among themselves, or over images projected once."""
+"""Multi-head attention: of tokens among themselves, or over a memory projected once."""
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +63,11 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of text tokens over image tokens, whose keys and values are projected apart.
+    """Attention of text tokens over a memory, whose keys and values are projected apart.
 
     Args:
         width: Width of the text tokens.
-        memory_width: Width of the image tokens.
+        memory_width: Width of the memory's tokens, of an image or of a question.
         num_heads: Heads; divides `width`.
         dropout: On the attention probabilities, while training.
     """
@@ -80,28 +80,76 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(memory_width, 2 * width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, key_value: Tensor) -> Tensor:
+    def project(self, tokens: Tensor) -> Tensor:
+        """Give the keys and values (B, N, 2W) of (B, N, D) tokens, to be read any number of times."""
+        return self.key_value(tokens)
+
+    def forward(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend.
 
-        Several texts may read one image: their tokens are then queries of one attention, and
+        Several texts may read one memory: their tokens are then queries of one attention, and
         nothing is repeated.
 
         Args:
-            hidden: (B * G, L, W) text tokens, the G texts of an image one after the other.
-            key_value: (B, N, 2W) what `self.key_value` made of the image tokens.
+            hidden: (B * G, L, W) text tokens, the G texts of a memory one after the other.
+            key_value: (B, N, 2W) from `project`.
+            mask: (B, 1, 1, N) bool, true at the tokens that may be attended to.
 
         Returns:
             (B * G, L, W).
         """
-        num_images, width = key_value.shape[0], hidden.shape[-1]
-        key, value = key_value.chunk(2, dim=-1)
         context = functional.scaled_dot_product_attention(
-            split_heads(self.query(hidden).reshape(num_images, -1, width), self.num_heads),
-            split_heads(key, self.num_heads),
-            split_heads(value, self.num_heads),
+            *self.split(hidden, key_value),
+            attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.output(join_heads(context).view_as(hidden))
+
+    def split(self, hidden: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give queries, keys and values (B, H, ., W/H) of the arguments of `forward`."""
+        query = self.query(hidden).reshape(len(key_value), -1, hidden.shape[-1])
+        key, value = key_value.chunk(2, dim=-1)
+        return (
+            split_heads(query, self.num_heads),
+            split_heads(key, self.num_heads),
+            split_heads(value, self.num_heads),
+        )
+
+
+class PairedCrossAttention(nn.Module):
+    """Attention of a sentence over two images, each with weights of its own (BLIP.md 5.4).
+
+    The memory holds the tokens of the first image, then those of the second.
+
+    Args:
+        width: Width of the text tokens.
+        memory_width: Width of the image tokens.
+        num_heads: Heads; divides `width`.
+        dropout: On the attention probabilities, while training.
+        merge: Learn how the two contexts become one; else their mean is taken.
+    """
+
+    def __init__(
+        self, width: int, memory_width: int, num_heads: int, dropout: float, merge: bool
+    ) -> None:
+        super().__init__()
+        self.first = CrossAttention(width, memory_width, num_heads, dropout)
+        self.second = CrossAttention(width, memory_width, num_heads, dropout)
+        self.merge = nn.Linear(2 * width, width) if merge else None
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Give the keys and values (B, 2N, 2W) of (B, 2N, D) tokens of two images."""
+        first, second = tokens.chunk(2, dim=1)
+        return torch.cat([self.first.project(first), self.second.project(second)], dim=1)
+
+    def forward(self, hidden: Tensor, key_value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend, with the arguments of `CrossAttention`, but for (B, 2N, 2W) keys and values."""
+        assert mask is None, "image tokens are never masked"
+        of_first, of_second = key_value.chunk(2, dim=1)
+        first, second = self.first(hidden, of_first), self.second(hidden, of_second)
+        if self.merge is None:
+            return (first + second) / 2
+        return self.merge(torch.cat([first, second], dim=-1))
 
 
 class KeyValueCache:

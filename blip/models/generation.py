@@ -1,8 +1,8 @@
-"""Writing captions: greedy, beam search, nucleus sampling; the reference's rules (BLIP.md 3, 5.2).
+"""Writing captions and answers: greedy, beam search, nucleus sampling (BLIP.md 3, 5.2, 5.3).
 
-Lengths count the prompt. The keys and values of an image are projected once and read by all of its
-beams; those of the text are cached. An image whose captions are done leaves the batch, and none
-sees the others.
+Lengths count the prompt. A memory, of an image or of a question, is projected once and read by all
+beams; keys and values of the text are cached. A row whose texts are done leaves the batch, and
+none sees the others.
 """
 
 from collections.abc import Sequence
@@ -12,53 +12,60 @@ import torch
 from torch import Tensor
 
 from blip import config
+from blip.files import digest_json
 from blip.models.blip import Blip
-from blip.models.med import TextCache
+from blip.models.med import Memory, TextCache
 
 
 @torch.no_grad()
 def generate(
     model: Blip,
-    image_tokens: Tensor,
+    memory: Memory,
     prompt_ids: list[int],
     decoding: config.Decoding,
     generators: Sequence[torch.Generator] | None = None,
 ) -> list[list[int]]:
-    """Write one caption for each image.
+    """Write one text for each of B memories.
 
     Args:
         model: A model with a text decoder, in evaluation mode.
-        image_tokens: (B, N, D) from `encode_image`.
-        prompt_ids: What every caption begins with: `[CLS]` or `[DEC]`, then the prompt's words, no
+        memory: `project_images` for captions, `project_questions` for answers.
+        prompt_ids: What every text begins with: `[CLS]` or `[DEC]`, then the prompt's words, no
             `[SEP]`.
         decoding: Method and limits.
-        generators: One of the host for each image, for `nucleus`: a caption depends on its own
+        generators: One of the host for each memory, for `nucleus`: a text depends on its own
             generator alone.
 
     Returns:
-        Ids of each caption, without prompt, `[SEP]` and padding.
+        Ids of each text, without prompt, `[SEP]` and padding.
 
     Raises:
         ValueError: The prompt has no first token or fills `max_length`, the model cannot hold
             `max_length`, or there is not one generator for each image.
     """
-    _check(model, len(image_tokens), prompt_ids, decoding, generators)
-    if len(image_tokens) == 0:
+    _check(model, len(memory), prompt_ids, decoding, generators)
+    if len(memory) == 0:
         return []
-    prompt = torch.tensor([prompt_ids], device=image_tokens.device)
+    device = memory.key_values[0].device
+    prompt = torch.tensor([prompt_ids], device=device)
     prompt[0, 0] = model.special.dec
     if decoding.method == "beam":
-        return [best for best, _ in beam_search(model, image_tokens, prompt, decoding)]
+        return [best for best, _ in beam_search(model, memory, prompt, decoding)]
     length = decoding.max_length - len(prompt_ids)
-    # All draws of an image at once: how far its generator moves does not tell how long its caption
-    # was. Greedy needs none.
+    # All draws of a text at once: how far its generator moves does not tell how long the text was.
+    # Greedy needs none.
     draws = None
     if decoding.method == "nucleus":
-        draws = torch.zeros(len(image_tokens), length)
+        draws = torch.zeros(len(memory), length)
         for row, generator in zip(draws, generators or (), strict=True):
             torch.rand(length, generator=generator, out=row)
-        draws = draws.to(image_tokens.device)
-    return _sample(model, image_tokens, prompt, decoding, draws)
+        draws = draws.to(device)
+    return _sample(model, memory, prompt, decoding, draws)
+
+
+def seeded_generator(seed: int, key: str) -> torch.Generator:
+    """Give the randomness of one text, by the seed of the run and the key of the image."""
+    return torch.Generator().manual_seed(int(digest_json([seed, key])[:15], 16))
 
 
 def filtered(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]:
@@ -105,21 +112,20 @@ def processed(scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep:
 
 def _sample(
     model: Blip,
-    image_tokens: Tensor,
+    memory: Memory,
     prompt: Tensor,
     decoding: config.Decoding,
     draws: Tensor | None,
 ) -> list[list[int]]:
     """Write token by token: the likeliest, or what (B, steps) uniform draws choose."""
     start, sep = prompt.shape[1], model.special.sep
-    image_kv = model.project_images(image_tokens)
-    cache = TextCache(len(image_kv))
-    token_ids = prompt.expand(len(image_tokens), -1)
-    rows = torch.arange(len(image_tokens), device=prompt.device)
-    captions: list[list[int]] = [[] for _ in image_tokens]
+    cache = TextCache(len(memory.key_values))
+    token_ids = prompt.expand(len(memory), -1)
+    rows = torch.arange(len(memory), device=prompt.device)
+    captions: list[list[int]] = [[] for _ in range(len(memory))]
     step_ids = token_ids
     for step in range(decoding.max_length - start):
-        logits = model.predict(model.decode(step_ids, image_kv, cache=cache)[:, -1])
+        logits = model.predict(model.decode(step_ids, memory, cache=cache)[:, -1])
         logits = processed(logits, token_ids, decoding, sep)
         if draws is None:
             chosen = logits.argmax(dim=1)
@@ -134,7 +140,7 @@ def _sample(
             return captions
         if len(open_) < len(rows):
             rows, token_ids, step_ids = rows[open_], token_ids[open_], step_ids[open_]
-            image_kv = [kv[open_] for kv in image_kv]
+            memory = memory.select(open_)
             cache.select(open_)
     for row, index in enumerate(rows.tolist()):
         captions[index] = token_ids[row, start:].tolist()
@@ -153,13 +159,19 @@ def _pick(probabilities: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
 
 @dataclass
 class _Finished:
-    """The best captions that ended, at most `size`, by log-probability over length."""
+    """The best captions that ended, at most `size`, by log-probability over length.
+
+    Of a caption's length, `uncounted` leading tokens do not count, and `[SEP]` counts `sep`: none
+    and 0 in the reference, the prompt and 1 in `transformers`.
+    """
 
     size: int
+    uncounted: int
+    sep: int
     captions: list[tuple[float, list[int]]] = field(default_factory=list)
 
-    def add(self, log_probability: float, token_ids: list[int]) -> None:
-        score = log_probability / len(token_ids)
+    def add(self, log_probability: float, token_ids: list[int], ended: bool) -> None:
+        score = log_probability / (len(token_ids) - self.uncounted + ended * self.sep)
         if len(self.captions) < self.size:
             self.captions.append((score, token_ids))
         elif score > self.worst:
@@ -171,35 +183,43 @@ class _Finished:
     def worst(self) -> float:
         return min(score for score, _ in self.captions)
 
-    def settled(self, best_running: float, length: int) -> bool:
-        """Say whether no running beam can still beat the worst finished caption."""
-        return len(self.captions) == self.size and self.worst >= best_running / length
+    def settled(self, best: float, best_running: float, length: int) -> bool:
+        """Say whether no beam can still beat the worst finished caption, by the rule's estimate.
+
+        Args:
+            best: Log-probability of the best candidate of this step, be it at its end; what the
+                reference looks at.
+            best_running: Of the best that goes on; what `transformers` looks at.
+            length: Tokens of a beam before this step.
+        """
+        hope = (best_running if self.sep else best) / (length - self.uncounted + self.sep)
+        return len(self.captions) == self.size and self.worst >= hope
 
     def best(self) -> tuple[float, list[int]]:
         return max(reversed(self.captions), key=lambda scored: scored[0])
 
 
 def beam_search(
-    model: Blip, image_tokens: Tensor, prompt: Tensor, decoding: config.Decoding
+    model: Blip, memory: Memory, prompt: Tensor, decoding: config.Decoding
 ) -> list[tuple[list[int], float]]:
-    """Search by the rules of BLIP.md 5.2.
+    """Search by the rules of BLIP.md 5.2, with `decoding.length_rule`.
 
     Args:
         model: A model with a text decoder.
-        image_tokens: (B, N, D).
+        memory: Of B images or questions.
         prompt: (1, T) ids, `[DEC]` first.
         decoding: Beams and limits.
 
     Returns:
         For each image the best caption without prompt and `[SEP]`, and its score: the sum of
-        log-probabilities over the length, which counts the prompt and not `[SEP]`.
+        log-probabilities over the length.
     """
     start, num_beams = prompt.shape[1], decoding.num_beams
-    image_kv = model.project_images(image_tokens)
-    cache = TextCache(len(image_kv))
-    finished = [_Finished(num_beams) for _ in image_tokens]
-    images = list(range(len(image_tokens)))
-    hidden = model.decode(prompt.expand(len(images), -1), image_kv, cache=cache)[:, -1]
+    cache = TextCache(len(memory.key_values))
+    counted = (start, 1) if decoding.length_rule == "transformers" else (0, 0)
+    finished = [_Finished(num_beams, *counted) for _ in range(len(memory))]
+    images = list(range(len(memory)))
+    hidden = model.decode(prompt.expand(len(images), -1), memory, cache=cache)[:, -1]
     # The prompt is read once for each image, then its beams part.
     each = torch.arange(len(images), device=prompt.device).repeat_interleave(num_beams)
     cache.select(each)
@@ -221,12 +241,12 @@ def beam_search(
             for row, (total, ids) in enumerate(
                 zip(sums.flatten().tolist(), token_ids.tolist(), strict=True)
             ):
-                finished[images[row // num_beams]].add(total, ids)
+                finished[images[row // num_beams]].add(total, ids, ended=False)
             break
         cache.select(parents)
-        if len(open_images) < len(image_kv[0]):
-            image_kv = [kv[open_images] for kv in image_kv]
-        hidden = model.decode(tokens[:, None], image_kv, cache=cache)[:, -1]
+        if len(open_images) < len(memory):
+            memory = memory.select(torch.tensor(open_images, device=prompt.device))
+        hidden = model.decode(tokens[:, None], memory, cache=cache)[:, -1]
     return [(ids[start:], score) for score, ids in (one.best() for one in finished)]
 
 
@@ -268,10 +288,10 @@ def _advance(
             if token != sep:
                 running.append((row, token, value))
             elif order < num_beams:
-                done.add(value, token_ids[row].tolist())
+                done.add(value, token_ids[row].tolist(), ended=True)
             if len(running) == num_beams:
                 break
-        if done.settled(values[0], length):
+        if done.settled(values[0], running[0][2], length):
             continue
         going.append(place)
         parents += [row for row, _, _ in running]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from blip.models.blip import Blip
+from blip.models.med import Memory
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def match_texts(
     model: Blip,
     texts: Texts,
     rows: Tensor,
-    image_kv: list[Tensor],
+    memory: Memory,
     image_index: Tensor | None,
     batch_size: int,
 ) -> Tensor:
@@ -65,7 +66,7 @@ def match_texts(
         model: With the retrieval parts.
         texts: T texts.
         rows: (P,) the text of each pair.
-        image_kv: `Blip.project_images` of B images.
+        memory: `Blip.project_images` of B images.
         image_index: (P,) the image of each pair; `None` where there is one image, which is then not
             copied for every text.
         batch_size: Pairs at once.
@@ -77,5 +78,5 @@ def match_texts(
     logits = torch.empty(len(rows), 2, device=device)
     for places, ids, mask in texts.batches(rows, batch_size):
         images = None if image_index is None else image_index[places].to(device)
-        logits[places.to(device)] = model.match(ids.to(device), mask.to(device), image_kv, images)
+        logits[places.to(device)] = model.match(ids.to(device), mask.to(device), memory, images)
     return logits

@@ -1,30 +1,65 @@
 """The mixture of encoder and decoder (MED): one text transformer in three roles (BLIP.md 1.3).
 
-It reads text alone (text encoder), text with an image (image-grounded encoder), or text with an
-image and no look ahead (decoder). The roles differ in the arguments of one forward pass.
+It reads text alone (text encoder), text with an image (image-grounded encoder), or text with a
+memory and no look ahead (decoder). The roles differ in the arguments of one forward pass. The
+memory is an image, two images (NLVR2), the frames of a video, or the states of a question (VQA).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from blip import config
-from blip.models.attention import CrossAttention, KeyValueCache, SelfAttention
+from blip.models.attention import (
+    CrossAttention,
+    KeyValueCache,
+    PairedCrossAttention,
+    SelfAttention,
+)
 
 NORM_EPS = 1e-12
+FIRST_MERGING_LAYER = 6  # of those that read two images: layers before it take the mean
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads: the keys and values of B memories for every layer.
+
+    They depend on the memory and the layer only: computed once, they serve every text, every
+    negative and every decoding step.
+
+    Attributes:
+        key_values: (B, N, 2W) of each layer.
+        mask: (B, N) bool, true at tokens; `None` where nothing is padding, as in images.
+    """
+
+    key_values: list[Tensor]
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.key_values[0])
+
+    def select(self, rows: Tensor | slice) -> "Memory":
+        """Keep some memories: by slice without a copy, or by (R,) indices, repeats included."""
+        return Memory(
+            [layer[rows] for layer in self.key_values],
+            None if self.mask is None else self.mask[rows],
+        )
 
 
 class TextTransformer(nn.Module):
-    """A post-norm BERT with a cross-attention in every layer, skipped where there is no image.
+    """A post-norm BERT with a cross-attention in every layer, skipped where there is no memory.
 
     Args:
         text: Sizes.
         vocab_size: Token ids, special tokens included.
-        memory_width: Width of the image tokens.
+        memory_width: Width of the memory's tokens.
         share: Another stack whose everything but self-attention this one uses, as parameters in
             common (BLIP.md 1.4).
+        paired: The memory is of two images, with weights for each (BLIP.md 5.4).
     """
 
     embeddings: "TextEmbeddings"
@@ -36,20 +71,24 @@ class TextTransformer(nn.Module):
         vocab_size: int,
         memory_width: int,
         share: "TextTransformer | None" = None,
+        paired: bool = False,
     ) -> None:
         super().__init__()
         shared: Iterable[nn.Module | None] = [None] * text.num_layers
         if share is not None:
             shared = share.layers
         self.embeddings = TextEmbeddings(text, vocab_size) if share is None else share.embeddings
-        self.layers = nn.ModuleList(TextLayer(text, memory_width, layer) for layer in shared)
+        self.layers = nn.ModuleList(
+            TextLayer(text, memory_width, number, paired, layer)
+            for number, layer in enumerate(shared)
+        )
 
     def forward(
         self,
         token_ids: Tensor,
         mask: Tensor | None = None,
-        image_kv: Sequence[Tensor] | None = None,
-        image_index: Tensor | None = None,
+        memory: Memory | None = None,
+        memory_index: Tensor | None = None,
         causal: bool = False,
         pooled: bool = False,
         cache: "TextCache | None" = None,
@@ -60,9 +99,9 @@ class TextTransformer(nn.Module):
             token_ids: (P, L) int64.
             mask: (P, L), nonzero at tokens; `None` where no padding is in the way (a decoder pads
                 on the right).
-            image_kv: What `project_images` gave for B images; `None` skips the cross-attention.
-            image_index: (P,) the image of each text. `None`: P is a multiple of B, the texts of an
-                image stand together.
+            memory: What `project` gave for B memories; `None` skips the cross-attention.
+            memory_index: (P,) the memory of each text. `None`: P is a multiple of B, the texts of
+                a memory stand together.
             causal: Decode: no token sees a later one.
             pooled: Compute the last layer for the first token alone; (P, 1, W) comes back.
             cache: Of the tokens before these, when decoding step by step.
@@ -73,29 +112,33 @@ class TextTransformer(nn.Module):
         offset = 0 if cache is None else cache.advance(token_ids.shape[1])
         hidden = self.embeddings(token_ids, offset)
         attend = None if mask is None else mask.bool()[:, None, None, :]
+        readable = None
+        if memory is not None and memory.mask is not None:
+            padding = memory.mask if memory_index is None else memory.mask[memory_index]
+            readable = padding[:, None, None, :]
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            key_value = None if image_kv is None else image_kv[number]
-            if key_value is not None and image_index is not None:
-                key_value = key_value.index_select(0, image_index)
+            key_value = None if memory is None else memory.key_values[number]
+            if key_value is not None and memory_index is not None:
+                key_value = key_value.index_select(0, memory_index)
             hidden = layer(
                 hidden,
                 attend,
                 key_value,
+                readable,
                 causal=causal and token_ids.shape[1] > 1,
                 pooled=pooled and number == last,
                 cache=None if cache is None else cache.layers[number],
             )
         return hidden
 
-    def project_images(self, image_tokens: Tensor) -> list[Tensor]:
-        """Give keys and values (B, N, 2W) of every layer's cross-attention for (B, N, D) tokens.
-
-        They depend on the image and the layer only: computed once, they serve every text, every
-        negative and every decoding step.
-        """
+    def project(self, tokens: Tensor, mask: Tensor | None = None) -> Memory:
+        """Make a memory of (B, N, D) tokens, of which (B, N) `mask` is nonzero where they count."""
         layers = (layer for layer in self.layers if isinstance(layer, TextLayer))
-        return [layer.cross_attention.key_value(image_tokens) for layer in layers]
+        return Memory(
+            [layer.cross_attention.project(tokens) for layer in layers],
+            None if mask is None else mask.bool(),
+        )
 
 
 class TextEmbeddings(nn.Module):
@@ -126,16 +169,21 @@ def _blank_embedding(rows: int, width: int) -> nn.Embedding:
 
 
 class TextLayer(nn.Module):
-    """Self-attention, cross-attention if there is an image, MLP: each with residual, then norm."""
+    """Self-attention, cross-attention if there is a memory, MLP: each with residual, then norm."""
 
-    cross_attention: CrossAttention
+    cross_attention: CrossAttention | PairedCrossAttention
     cross_norm: nn.LayerNorm
     mlp_up: nn.Linear
     mlp_down: nn.Linear
     mlp_norm: nn.LayerNorm
 
     def __init__(
-        self, text: config.Text, memory_width: int, share: nn.Module | None = None
+        self,
+        text: config.Text,
+        memory_width: int,
+        number: int,
+        paired: bool,
+        share: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.self_attention = SelfAttention(text.width, text.num_heads, text.dropout)
@@ -146,8 +194,11 @@ class TextLayer(nn.Module):
             self.cross_norm = share.cross_norm
             self.mlp_up, self.mlp_down, self.mlp_norm = share.mlp_up, share.mlp_down, share.mlp_norm
         else:
-            self.cross_attention = CrossAttention(
-                text.width, memory_width, text.num_heads, text.dropout
+            sizes = text.width, memory_width, text.num_heads, text.dropout
+            self.cross_attention = (
+                PairedCrossAttention(*sizes, merge=number >= FIRST_MERGING_LAYER)
+                if paired
+                else CrossAttention(*sizes)
             )
             self.cross_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
             self.mlp_up = nn.Linear(text.width, text.intermediate)
@@ -159,6 +210,7 @@ class TextLayer(nn.Module):
         hidden: Tensor,
         mask: Tensor | None,
         key_value: Tensor | None,
+        readable: Tensor | None,
         causal: bool,
         pooled: bool,
         cache: KeyValueCache | None,
@@ -167,7 +219,7 @@ class TextLayer(nn.Module):
         attended = self.self_attention(hidden, mask, causal=causal, pooled=pooled, cache=cache)
         hidden = self.self_norm((hidden[:, :1] if pooled else hidden) + self.dropout(attended))
         if key_value is not None:
-            seen = self.cross_attention(hidden, key_value)
+            seen = self.cross_attention(hidden, key_value, readable)
             hidden = self.cross_norm(hidden + self.dropout(seen))
         expanded = self.mlp_down(functional.gelu(self.mlp_up(hidden)))
         return self.mlp_norm(hidden + self.dropout(expanded))

@@ -1,15 +1,16 @@
-"""Fine-tuning: the captioner (LM) and the retrieval model, CapFilt's filter (ITC + ITM)."""
+"""Fine-tuning for each task: captioning, retrieval (CapFilt's filter), VQA, NLVR2 (BLIP.md 5)."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blip import config, distributed
-from blip.batch import Batch
-from blip.models.blip import Blip
+from blip.batch import Batch, QuestionBatch, StatementBatch
+from blip.models.blip import Blip, Parts
 from blip.objectives import Losses, Position
 from blip.objectives.contrast import Contrasted, MomentumContrast
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
-from blip.objectives.lm import lm_loss
+from blip.objectives.lm import lm_loss, text_losses
 
 
 class CaptioningObjective(nn.Module):
@@ -24,18 +25,15 @@ class CaptioningObjective(nn.Module):
 
     def __init__(self, model: Blip, label_smoothing: float, prompt_length: int) -> None:
         super().__init__()
-        if model.parts == "retrieval":
-            raise ValueError(
-                "captioning needs a text decoder, a model with the parts 'retrieval' has none"
-            )
+        _check_parts(model, "captioning", "pretrain")
         self.model = model
         self.label_smoothing = label_smoothing
         self.prompt_length = prompt_length
 
     def forward(self, batch: Batch, position: Position) -> Losses:
         """Compute the loss of a step; the texts of the batch begin with the prompt."""
-        image_kv = self.model.project_images(self.model.encode_image(batch.images))
-        hidden = self.model.decode(batch.token_ids[:, :-1], image_kv)
+        memory = self.model.project_images(self.model.encode_image(batch.images))
+        hidden = self.model.decode(batch.token_ids[:, :-1], memory)
         loss = lm_loss(
             hidden,
             batch.token_ids,
@@ -45,6 +43,58 @@ class CaptioningObjective(nn.Module):
             self.prompt_length,
         )
         return Losses(loss, {"lm": loss.detach()})
+
+
+class VqaObjective(nn.Module):
+    """LM on the answers that people gave, weighted by how many gave each (BLIP.md 5.3).
+
+    Args:
+        model: A model with the parts `vqa`.
+        label_smoothing: Weight of the uniform distribution over the vocabulary.
+    """
+
+    def __init__(self, model: Blip, label_smoothing: float) -> None:
+        super().__init__()
+        _check_parts(model, "vqa")
+        self.model = model
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: QuestionBatch, position: Position) -> Losses:
+        """Compute the loss of a step: the sum over answers, over the number of questions."""
+        model = self.model
+        images = model.project_images(model.encode_image(batch.images))
+        states = model.encode_pairs(batch.question_ids, batch.question_mask, images)
+        questions = model.project_questions(states, batch.question_mask)
+        losses = text_losses(
+            model.decode(batch.answer_ids[:, :-1], questions, batch.questions),
+            batch.answer_ids,
+            batch.answer_mask,
+            model.predict,
+            self.label_smoothing,
+        )
+        loss = (batch.weights * losses).sum() / len(batch)
+        return Losses(loss, {"lm": loss.detach()})
+
+
+class NlvrObjective(nn.Module):
+    """Is a statement about two images true? (BLIP.md 5.4).
+
+    Args:
+        model: A model with the parts `nlvr`.
+    """
+
+    def __init__(self, model: Blip) -> None:
+        super().__init__()
+        _check_parts(model, "nlvr")
+        self.model = model
+
+    def forward(self, batch: StatementBatch, position: Position) -> Losses:
+        """Compute the cross-entropy of a step, and the share of right verdicts."""
+        images = self.model.project_images(self.model.encode_images(batch.images))
+        logits = self.model.classify(batch.token_ids, batch.attention_mask, images)
+        loss = functional.cross_entropy(logits, batch.labels)
+        accuracy = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
+        return Losses(loss, {"nlvr": loss.detach(), "accuracy": accuracy})
 
 
 class RetrievalObjective(nn.Module):
@@ -58,10 +108,7 @@ class RetrievalObjective(nn.Module):
 
     def __init__(self, model: Blip, contrast: config.Contrast, negative_all_rank: bool) -> None:
         super().__init__()
-        if model.parts != "retrieval":
-            raise ValueError(
-                f"retrieval needs the parts 'retrieval', the model has {model.parts!r}"
-            )
+        _check_parts(model, "retrieval")
         self.settings = contrast
         self.model = model
         self.negative_all_rank = negative_all_rank
@@ -117,5 +164,10 @@ class RetrievalObjective(nn.Module):
         first = distributed.rank() * len(batch) if len(token_ids) > len(batch) else 0
         texts = torch.cat([own + first, own + first, wrong_texts])
         images = torch.cat([own, wrong_images, own])
-        image_kv = self.model.project_images(image_tokens)
-        return self.model.match(token_ids[texts], mask[texts], image_kv, images)
+        memory = self.model.project_images(image_tokens)
+        return self.model.match(token_ids[texts], mask[texts], memory, images)
+
+
+def _check_parts(model: Blip, *parts: Parts) -> None:
+    if model.parts not in parts:
+        raise ValueError(f"needs a model with the parts {' or '.join(parts)}, got {model.parts}")

@@ -25,9 +25,36 @@ def lm_loss(
         label_smoothing: Weight of the uniform distribution over the vocabulary.
         prompt_length: Leading tokens that are given, not learned.
     """
-    places = torch.arange(1, token_ids.shape[1], device=token_ids.device)
-    counted = mask[:, 1:].bool() & (places >= prompt_length)
-    logits = predict(hidden[counted])
+    counted = _counted(mask, prompt_length)
     return functional.cross_entropy(
-        logits, token_ids[:, 1:][counted], label_smoothing=label_smoothing
+        predict(hidden[counted]), token_ids[:, 1:][counted], label_smoothing=label_smoothing
     )
+
+
+def text_losses(
+    hidden: Tensor,
+    token_ids: Tensor,
+    mask: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    label_smoothing: float,
+    prompt_length: int = 0,
+) -> Tensor:
+    """Sum the next-token cross-entropy over the counted tokens of each text: (B,).
+
+    The arguments are those of `lm_loss`. The reference smooths labels in the ranking of answers
+    too (BLIP.md 1.3), so that the negative of a sum is not quite a log-probability.
+    """
+    counted = _counted(mask, prompt_length)
+    losses = functional.cross_entropy(
+        predict(hidden[counted]),
+        token_ids[:, 1:][counted],
+        label_smoothing=label_smoothing,
+        reduction="none",
+    )
+    return losses.new_zeros(len(token_ids)).index_add(0, counted.nonzero()[:, 0], losses)
+
+
+def _counted(mask: Tensor, prompt_length: int) -> Tensor:
+    """Say which of the (B, L - 1) predictions are learned."""
+    places = torch.arange(1, mask.shape[1], device=mask.device)
+    return mask[:, 1:].bool() & (places >= prompt_length)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from blip import config
 from blip.batch import Batch
 from blip.models.blip import Blip
+from blip.models.med import Memory
 from blip.objectives import Losses, Position
 from blip.objectives.contrast import Contrasted, MomentumContrast
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
@@ -49,11 +50,11 @@ class PretrainObjective(nn.Module):
         contrasted = self.contrast(model, batch, image_tokens, position)
         # The decoder shares the encoder's cross-attention: one projection serves matching and
         # captioning.
-        image_kv = model.project_images(image_tokens)
+        memory = model.project_images(image_tokens)
         if negatives is None:
             negatives = self._draw(contrasted, batch, position)
-        itm, accuracy = _match(model, batch, image_kv, negatives)
-        hidden = model.decode(batch.token_ids[:, :-1], image_kv)
+        itm, accuracy = _match(model, batch, memory, negatives)
+        hidden = model.decode(batch.token_ids[:, :-1], memory)
         lm = lm_loss(hidden, batch.token_ids, batch.attention_mask, model.predict, LABEL_SMOOTHING)
         metrics = {"itm": itm.detach(), "lm": lm.detach(), "itm_accuracy": accuracy}
         return Losses(contrasted.loss + itm + lm, contrasted.metrics | metrics)
@@ -75,11 +76,11 @@ class PretrainObjective(nn.Module):
 
 
 def _match(
-    model: Blip, batch: Batch, image_kv: list[Tensor], negatives: Negatives
+    model: Blip, batch: Batch, memory: Memory, negatives: Negatives
 ) -> tuple[Tensor, Tensor]:
     """Give ITM loss and accuracy of own pairs, texts with wrong images, images with wrong texts."""
     own = torch.arange(len(batch), device=batch.images.device)
     texts = torch.cat([own, own, negatives.texts.clamp(min=0)])
     images = torch.cat([own, negatives.images.clamp(min=0), own])
-    logits = model.match(batch.token_ids[texts], batch.attention_mask[texts], image_kv, images)
+    logits = model.match(batch.token_ids[texts], batch.attention_mask[texts], memory, images)
     return itm_loss(logits, negatives)

@@ -171,11 +171,11 @@ def _every_pair(model: Path, data: Path, texts: list[str], k: int) -> tuple[np.n
     with torch.no_grad():
         for _, images in image_batches(open_dataset(data), 64, 1):
             tokens = network.encode_image(images)
-            image_kv = network.project_images(tokens)
+            memory = network.project_images(tokens)
             pairs = [tokenizer.encode([text], 35) for text in texts]
             embeds = [network.embed_text(network.encode_text(*pair)) for pair in pairs]
             cosine.append([float(network.embed_image(tokens) @ e.T) for e in embeds])
-            match.append([float(network.match(*pair, image_kv)[0, 1]) for pair in pairs])
+            match.append([float(network.match(*pair, memory)[0, 1]) for pair in pairs])
     matrices = []
     for first, total in (
         (np.array(cosine), np.array(cosine) + match),

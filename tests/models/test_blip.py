@@ -56,10 +56,10 @@ def test_each_role_begins_with_its_own_token(build):
     model = build("pretrain")
     ids, mask = torch.randint(5, 400, (2, 6)), torch.ones(2, 6, dtype=torch.int64)
     ids[:, 0] = model.special.cls
-    image_kv = model.project_images(model.encode_image(torch.randn(2, 3, 64, 64)))
+    memory = model.project_images(model.encode_image(torch.randn(2, 3, 64, 64)))
     for role, token, run in (
-        ("pairs", model.special.enc, lambda ids: model.encode_pairs(ids, mask, image_kv)),
-        ("decoder", model.special.dec, lambda ids: model.decode(ids, image_kv)),
+        ("pairs", model.special.enc, lambda ids: model.encode_pairs(ids, mask, memory)),
+        ("decoder", model.special.dec, lambda ids: model.decode(ids, memory)),
     ):
         begun = ids.clone()
         begun[:, 0] = token
@@ -71,22 +71,22 @@ def test_match_picks_the_image_of_each_text(build):
     model = build("retrieval")
     ids, mask = torch.randint(5, 400, (4, 6)), torch.ones(4, 6, dtype=torch.int64)
     tokens = model.encode_image(torch.randn(2, 3, 64, 64))
-    image_kv, index = model.project_images(tokens), torch.tensor([1, 0, 0, 1])
-    picked = model.match(ids, mask, image_kv, index)
+    memory, index = model.project_images(tokens), torch.tensor([1, 0, 0, 1])
+    picked = model.match(ids, mask, memory, index)
     alone = [
         model.match(ids[p : p + 1], mask[:1], model.project_images(tokens[i : i + 1]))
         for p, i in enumerate(index.tolist())
     ]
     torch.testing.assert_close(picked, torch.cat(alone), atol=1e-5, rtol=0)
-    ordered = model.match(ids, mask, image_kv, torch.tensor([0, 0, 1, 1]))
-    torch.testing.assert_close(model.match(ids, mask, image_kv), ordered, atol=1e-5, rtol=0)
+    ordered = model.match(ids, mask, memory, torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(model.match(ids, mask, memory), ordered, atol=1e-5, rtol=0)
 
 
 def test_encoder_and_decoder_stay_one_when_trained(build):
     model = build("pretrain")
     ids = torch.randint(5, 400, (2, 6))
-    image_kv = model.project_images(model.encode_image(torch.randn(2, 3, 64, 64)))
-    model.predict(model.decode(ids, image_kv)).square().mean().backward()
+    memory = model.project_images(model.encode_image(torch.randn(2, 3, 64, 64)))
+    model.predict(model.decode(ids, memory)).square().mean().backward()
     with torch.no_grad():
         for parameter in model.text_decoder.parameters():
             parameter -= 0.1 * parameter.grad

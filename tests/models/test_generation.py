@@ -17,12 +17,14 @@ def captioner(build):
                 parameter.mul_(4)
         model.language_head.bias[model.special.sep] += 6
     torch.manual_seed(3)
-    return model, model.encode_image(torch.randn(6, 3, 64, 64) * 3).detach()
+    with torch.no_grad():
+        return model, model.project_images(model.encode_image(torch.randn(6, 3, 64, 64) * 3))
 
 
 def decoding(method, **changes):
     values = {"method": method, "num_beams": 3, "top_p": 0.9, "top_k": 50}
-    values |= {"repetition_penalty": 1.1, "min_length": 5, "max_length": 14, "batch_size": 4}
+    values |= {"repetition_penalty": 1.1, "length_rule": "reference"}
+    values |= {"min_length": 5, "max_length": 14, "batch_size": 4}
     return config.Decoding(**(values | changes))
 
 
@@ -32,35 +34,35 @@ def seeded(count):
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
 def test_a_caption_does_not_depend_on_its_batch(captioner, method):
-    model, tokens = captioner
-    together = generate(model, tokens, PROMPT, decoding(method), seeded(6))
+    model, memory = captioner
+    together = generate(model, memory, PROMPT, decoding(method), seeded(6))
     alone = [
-        generate(model, tokens[i : i + 1], PROMPT, decoding(method), [seeded(6)[i]])[0]
+        generate(model, memory.select(slice(i, i + 1)), PROMPT, decoding(method), [seeded(6)[i]])[0]
         for i in range(6)
     ]
-    backwards = generate(model, tokens.flip(0), PROMPT, decoding(method), seeded(6)[::-1])
+    backwards = generate(model, memory.select(torch.arange(5, -1, -1)), PROMPT, decoding(method), seeded(6)[::-1])
     assert together == alone == backwards[::-1]
     assert len({len(caption) for caption in together}) > 1  # else nothing was put to the test
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
 def test_lengths_count_the_prompt(captioner, method):
-    model, tokens = captioner
-    captions = generate(model, tokens, PROMPT, decoding(method, min_length=9), seeded(6))
+    model, memory = captioner
+    captions = generate(model, memory, PROMPT, decoding(method, min_length=9), seeded(6))
     assert all(9 <= len(PROMPT) + len(caption) <= 14 for caption in captions)
     assert all(model.special.sep not in caption for caption in captions)
     full = decoding(method, min_length=14)
-    assert {len(c) for c in generate(model, tokens, PROMPT, full, seeded(6))} == {11}
+    assert {len(c) for c in generate(model, memory, PROMPT, full, seeded(6))} == {11}
 
 
 def test_greedy_is_the_argmax_of_the_whole_text(captioner):
-    model, tokens = captioner
+    model, memory = captioner
     settings = decoding("greedy")
-    for image, caption in enumerate(generate(model, tokens, PROMPT, settings)):
-        image_kv = model.project_images(tokens[image : image + 1])
+    for image, caption in enumerate(generate(model, memory, PROMPT, settings)):
+        one = memory.select(slice(image, image + 1))
         ids = torch.tensor([PROMPT])
         while ids.shape[1] < settings.max_length:
-            logits = model.predict(model.decode(ids, image_kv)[:, -1])
+            logits = model.predict(model.decode(ids, one)[:, -1])
             chosen = processed(logits, ids, settings, model.special.sep).argmax(1, keepdim=True)
             if chosen.item() == model.special.sep:
                 break
@@ -70,11 +72,12 @@ def test_greedy_is_the_argmax_of_the_whole_text(captioner):
 
 def test_nucleus_draws_from_the_filtered_distribution(captioner):
     """The first token of 4,000 draws for one image, against its probabilities."""
-    model, tokens = captioner
+    model, memory = captioner
     settings = decoding("nucleus", max_length=4, min_length=0, top_p=0.7)
     count = 4000
-    captions = generate(model, tokens[:1].expand(count, -1, -1), PROMPT, settings, seeded(count))
-    logits = model.predict(model.decode(torch.tensor([PROMPT]), model.project_images(tokens[:1])))
+    same = memory.select(torch.zeros(count, dtype=torch.int64))
+    captions = generate(model, same, PROMPT, settings, seeded(count))
+    logits = model.predict(model.decode(torch.tensor([PROMPT]), memory.select(slice(0, 1))))
     scores = processed(logits[:, -1], torch.tensor([PROMPT]), settings, model.special.sep)
     probabilities, ids = filtered(scores, settings)
     drawn = torch.tensor([c[0] if c else model.special.sep for c in captions])
@@ -85,12 +88,12 @@ def test_nucleus_draws_from_the_filtered_distribution(captioner):
 
 
 def test_the_same_generator_gives_the_same_caption(captioner):
-    model, tokens = captioner
+    model, memory = captioner
     settings = decoding("nucleus")
-    first = generate(model, tokens, PROMPT, settings, seeded(6))
-    assert generate(model, tokens, PROMPT, settings, seeded(6)) == first
+    first = generate(model, memory, PROMPT, settings, seeded(6))
+    assert generate(model, memory, PROMPT, settings, seeded(6)) == first
     others = [torch.Generator().manual_seed(i) for i in range(6)]
-    assert generate(model, tokens, PROMPT, settings, others) != first
+    assert generate(model, memory, PROMPT, settings, others) != first
 
 
 def test_filter_keeps_the_token_that_crosses_top_p():
@@ -126,12 +129,12 @@ def test_penalty_and_minimum_length():
     ],
 )
 def test_what_cannot_be_written_is_refused(captioner, prompt, changes, generators, message):
-    model, tokens = captioner
+    model, memory = captioner
     with pytest.raises(ValueError, match=message):
-        generate(model, tokens, prompt, decoding("nucleus", **changes), seeded(generators))
+        generate(model, memory, prompt, decoding("nucleus", **changes), seeded(generators))
 
 
 def test_no_images_no_captions(captioner):
-    model, tokens = captioner
+    model, memory = captioner
     for method in ("greedy", "beam", "nucleus"):
-        assert generate(model, tokens[:0], PROMPT, decoding(method), []) == []
+        assert generate(model, memory.select(slice(0, 0)), PROMPT, decoding(method), []) == []

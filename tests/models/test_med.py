@@ -68,37 +68,37 @@ def test_every_role_is_the_plain_transformer(lengths, seed, role):
     token_ids = torch.randint(1, 50, mask.shape) * mask
     images = None if role == "text" else torch.randn(3, 5, 24)
     index = None if role == "text" else torch.randint(3, (len(lengths),))
-    image_kv = None if images is None else model.project_images(images)
+    memory = None if images is None else model.project(images)
     decoder = role == "decoder"
-    ours = model(token_ids, None if decoder else mask, image_kv, index, causal=decoder)
+    ours = model(token_ids, None if decoder else mask, memory, index, causal=decoder)
     chosen = None if images is None else images[index]
     expected = plain(model, token_ids, mask, chosen, decoder)
     for row, (hidden, length) in enumerate(zip(expected, lengths, strict=True)):
         torch.testing.assert_close(ours[row, :length], hidden, atol=TOLERANCE, rtol=0)
     if not decoder:
-        pooled = model(token_ids, mask, image_kv, index, pooled=True)
+        pooled = model(token_ids, mask, memory, index, pooled=True)
         torch.testing.assert_close(pooled, ours[:, :1], atol=TOLERANCE, rtol=0)
 
 
 def test_a_decoder_does_not_look_ahead():
     model, ids = build(), torch.randint(1, 50, (2, 8))
-    image_kv = model.project_images(torch.randn(2, 5, 24))
+    memory = model.project(torch.randn(2, 5, 24))
     changed = ids.clone()
     changed[:, 5:] = 1
-    before = model(ids, None, image_kv, causal=True)
-    after = model(changed, None, image_kv, causal=True)
+    before = model(ids, None, memory, causal=True)
+    after = model(changed, None, memory, causal=True)
     torch.testing.assert_close(before[:, :5], after[:, :5], atol=TOLERANCE, rtol=0)
     assert (before[:, 5:] - after[:, 5:]).abs().max() > 0.01
 
 
 def test_decoding_with_a_cache_is_decoding_at_once():
     model, ids = build(), torch.randint(1, 50, (4, 8))
-    image_kv = model.project_images(torch.randn(2, 5, 24))  # two texts an image
-    whole = model(ids, None, image_kv, causal=True)
+    memory = model.project(torch.randn(2, 5, 24))  # two texts an image
+    whole = model(ids, None, memory, causal=True)
     cache = TextCache(2)
-    steps = [model(ids[:, :3], None, image_kv, causal=True, cache=cache)]
+    steps = [model(ids[:, :3], None, memory, causal=True, cache=cache)]
     for place in range(3, 8):
-        step = model(ids[:, place : place + 1], None, image_kv, causal=True, cache=cache)
+        step = model(ids[:, place : place + 1], None, memory, causal=True, cache=cache)
         steps.append(step)
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=TOLERANCE, rtol=0)
 

@@ -22,7 +22,7 @@ from blip.errors import DataError
 from blip.files import read_json
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model
-from blip.models.generation import generate
+from blip.models.generation import generate, seeded_generator
 
 MAX_PIXELS = 50_000_000
 BATCH = 64
@@ -65,8 +65,9 @@ class ServedModel(PythonModel):
     def _caption(self, rows: pd.DataFrame) -> pd.DataFrame:
         prompt = self.tokenizer.prompt(self.serving["prompt"])
         decoding = Decoding.model_validate(self.serving["decoding"])
-        tokens = self.model.encode_image(self._images(rows))
-        written = generate(self.model, tokens, prompt, decoding)
+        memory = self.model.project_images(self.model.encode_image(self._images(rows)))
+        draws = [seeded_generator(0, str(row)) for row in range(len(rows))]
+        written = generate(self.model, memory, prompt, decoding, draws)
         return pd.DataFrame({"caption": [self.tokenizer.decode(ids) for ids in written]})
 
     def _match(self, rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,58 @@
+"""NLVR2 against the reference's: every layer, logits, loss, gradients; and how it is begun."""
+
+import pytest
+import torch
+
+from blip.batch import StatementBatch
+from blip.objectives import Position
+from blip.objectives.finetune import NlvrObjective
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def prepared(golden, tiny_model):
+    def load(name):
+        reference = golden(name)
+        stacked = reference["in/pixel_values_stacked_image0_then_image1"]
+        images = stacked.unflatten(0, (2, -1)).transpose(0, 1)
+        return reference, tiny_model("nlvr", reference.under("sd/")), images
+
+    return load
+
+
+def test_states_of_every_layer(prepared):
+    reference, model, images = prepared("nlvr")
+    states = []
+    stages = [model.text_encoder.embeddings, *model.text_encoder.layers]
+    hooks = [s.register_forward_hook(lambda *call: states.append(call[-1])) for s in stages]
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    model.encode_pairs(ids, mask, model.project_images(model.encode_images(images)))
+    for hook in hooks:
+        hook.remove()
+    assert len(states) == len([k for k in reference.tensors if k.startswith("out/hidden")])
+    for layer, state in enumerate(states):  # measured: 2.9e-6
+        expected = reference[f"out/hidden{layer}"]
+        torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_logits_loss_and_gradients(prepared, worst_difference):
+    reference, model, images = prepared("nlvr")
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    logits = model.classify(ids, mask, model.project_images(model.encode_images(images)))
+    expected = reference["out/logits"]
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+    batch = StatementBatch(images, ids, mask, reference["in/targets"])
+    losses = NlvrObjective(model)(batch, Position(0, 1))
+    losses.total.backward()
+    expected = reference["out/loss"]
+    torch.testing.assert_close(losses.total.detach(), expected, atol=TOLERANCE, rtol=0)
+    gradients = [(name, p.grad) for name, p in model.named_parameters()]
+    assert worst_difference(gradients, reference.under("grad/")) < TOLERANCE
+
+
+def test_logits_of_a_model_begun_from_one_image(prepared):
+    reference, model, images = prepared("nlvr_from_base")
+    ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
+    logits = model.classify(ids, mask, model.project_images(model.encode_images(images)))
+    torch.testing.assert_close(logits, reference["out/logits"], atol=TOLERANCE, rtol=0)
