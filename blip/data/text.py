@@ -19,6 +19,7 @@ from torch import Tensor
 from blip.batch import SpecialTokens
 from blip.errors import ConfigError, DataError
 from blip.files import write_text
+from blip.hub import hub_file
 
 VOCABULARY = "vocab.txt"
 
@@ -116,6 +117,17 @@ class Tokenizer:
     def _pieces(self, text: str) -> list[int]:
         # One text at a time: the library's batching starts threads, which do not survive a fork.
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def find_vocabulary(name: str) -> Path:
+    """Find a vocabulary: a file, or that of a model on the Hugging Face hub or in its cache.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    return hub_file(f"vocabulary {name!r}", name, VOCABULARY)
 
 
 def train_vocabulary(texts: Iterable[str], size: int, out: Path) -> None:
