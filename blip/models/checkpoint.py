@@ -1,5 +1,7 @@
 """Models on disk: weights in safetensors beside a config.json that says how to build them."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,12 +15,20 @@ from blip import config
 from blip.batch import SpecialTokens
 from blip.errors import CheckpointError, DataError
 from blip.files import atomic_file, read_json, write_json
-from blip.models.blip import Blip, Parts
+from blip.models.blip import TEMPERATURE, Blip, Parts
 from blip.models.vit import resize_position_embedding
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 POSITIONS = "vision.position_embedding"
+# What a task adds to a pre-trained model. The decoder of `vqa` reads a question, whose states are
+# of another width than the tokens of ViT-L.
+_ADDED: Mapping[Parts, str] = {
+    "retrieval": r"^temperature$",
+    "nlvr": r"^classifier\.|\.cross_attention\.merge\.",
+    "vqa": r"^text_decoder\..*\.cross_attention\.key_value\.",
+}
+_STREAM = re.compile(r"(?<=cross_attention\.)(first|second)\.")
 
 
 def save_model(model: Blip, out: Path) -> None:
@@ -51,7 +61,8 @@ def load_model(
 
     Args:
         path: The folder.
-        parts: Take only these parts of a pre-trained model; `None` takes what is there.
+        parts: Make these parts of it, as fine-tuning begins; `None` takes what is there. What a
+            task adds begins random, and both image streams of `nlvr` as the one there is.
         image_size: Side of the images the model shall read; the position embedding is resampled to
             it.
         device: Where to put it.
@@ -65,11 +76,6 @@ def load_model(
     tensors = _read_weights(path / WEIGHTS)
     _check(path / WEIGHTS, tensors, {n: stored.get_parameter(n) for n in set(names.values())})
     parts = parts or stored.parts
-    if parts != stored.parts and stored.parts != "pretrain":
-        raise CheckpointError(
-            f"{path}: holds the parts {stored.parts!r}, not {parts!r}: "
-            "start from a pre-trained model"
-        )
     with torch.device("meta"):
         model = Blip(
             stored.config, image_size or stored.image_size, stored.vocab_size, stored.special, parts
@@ -77,8 +83,35 @@ def load_model(
     num_tokens = model.vision.position_embedding.shape[1]
     tensors[POSITIONS] = resize_position_embedding(tensors[POSITIONS].float(), num_tokens)
     placed = {name: t.to(device, torch.float32, copy=True) for name, t in tensors.items()}
-    model.load_state_dict({n: placed[names[n]] for n in model.state_dict()}, assign=True)
+    every = {name: placed[first] for name, first in names.items()}
+    state: dict[str, Tensor] = {}
+    owners: dict[int, int] = {}
+    missing = []
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tensor = every.get(name, every.get(_STREAM.sub("", name)))
+        if tensor is None or tensor.shape != parameter.shape:
+            if not re.search(_ADDED.get(parts, "^$"), name):
+                missing.append(name)
+                continue
+            tensor = _begin(name, parameter.shape, model.config.init_std).to(device)
+        # What was one parameter and is two now begins alike, and parts.
+        elif owners.setdefault(id(tensor), id(parameter)) != id(parameter):
+            tensor = tensor.clone()
+        state[name] = tensor
+    if missing:
+        raise CheckpointError(
+            f"{path}: holds the parts {stored.parts!r}, not {parts!r}: {missing[0]} and "
+            f"{len(missing) - 1} more are not there: start from a pre-trained model"
+        )
+    model.load_state_dict(state, assign=True)
     return model
+
+
+def _begin(name: str, shape: torch.Size, std: float) -> Tensor:
+    """Give a parameter that a task adds (BLIP.md 1.3)."""
+    if name == "temperature":
+        return torch.tensor(TEMPERATURE)
+    return torch.zeros(shape) if name.endswith("bias") else torch.randn(shape) * std
 
 
 def _shared_names(model: Blip) -> dict[str, str]:

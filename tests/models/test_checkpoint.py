@@ -57,6 +57,55 @@ def test_parts_of_a_pretrained_model(saved):
     assert retriever.temperature.item() == model.temperature.item()
 
 
+def test_vqa_begins_from_a_pretrained_model_and_ties_nothing(saved):
+    model, path = saved
+    loaded = load_model(path, "vqa")
+    for name in ("text_encoder.embeddings.words.weight", "text_decoder.embeddings.words.weight"):
+        assert torch.equal(loaded.get_parameter(name), model.get_parameter(name))
+    with torch.no_grad():
+        loaded.text_encoder.embeddings.words.weight.add_(1)
+    shared = "text_decoder.embeddings.words.weight"
+    assert torch.equal(loaded.get_parameter(shared), model.get_parameter(shared))
+
+
+def test_the_decoder_of_vqa_reads_states_of_another_width(build, tmp_path):
+    model = build("pretrain", vision={"width": 80, "num_heads": 4})
+    save_model(model, tmp_path)
+    loaded = load_model(tmp_path, "vqa")
+    width = loaded.config.text.width
+    for layer in loaded.text_decoder.layers:
+        assert layer.cross_attention.key_value.weight.shape == (2 * width, width)
+        assert layer.cross_attention.key_value.weight.std().item() == pytest.approx(
+            loaded.config.init_std, rel=0.1
+        )
+
+
+def test_nlvr_begins_with_two_streams_from_one(saved):
+    model, path = saved
+    loaded = load_model(path, "nlvr").eval()
+    tokens = torch.cat([model.encode_image(IMAGES), model.encode_image(IMAGES.flip(3))], dim=1)
+    assert loaded.project_images(tokens).key_values[0].shape == (
+        1,
+        34,
+        2 * loaded.config.text.width,
+    )
+    for layer, before in zip(loaded.text_encoder.layers, model.text_encoder.layers, strict=True):
+        first, second = layer.cross_attention.first, layer.cross_attention.second
+        assert torch.equal(first.query.weight, before.cross_attention.query.weight)
+        assert torch.equal(first.query.weight, second.query.weight)
+        assert first.query.weight.data_ptr() != second.query.weight.data_ptr()
+    # With one image twice, layers that take the mean say what the one stream said.
+    mask = torch.ones_like(IDS)
+    same = loaded.project_images(model.encode_image(IMAGES).repeat(1, 2, 1))
+    expected = model.encode_pairs(IDS, mask, model.project_images(model.encode_image(IMAGES)))
+    torch.testing.assert_close(loaded.encode_pairs(IDS, mask, same), expected, atol=1e-5, rtol=0)
+
+
+def test_retrieval_begins_from_a_matching_model(build, tmp_path):
+    save_model(build("matching"), tmp_path)
+    assert load_model(tmp_path, "retrieval").temperature.item() == pytest.approx(0.07)
+
+
 def test_another_image_size(saved):
     model, path = saved
     larger = load_model(path, image_size=96).eval()
