@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import experiment, stages
+from blip.cli import experiment, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,7 @@ for verb in (
     stages.evaluate,
     stages.compare,
     stages.promote,
+    models.convert,
     experiment.study,
     experiment.report,
     experiment.lineage,

@@ -3,24 +3,37 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from blip import config
 from blip.batch import SpecialTokens
-from blip.errors import CheckpointError, DataError
-from blip.files import atomic_file, read_json, write_json
+from blip.data.text import VOCABULARY, Tokenizer, find_vocabulary
+from blip.errors import CheckpointError, ConfigError, DataError
+from blip.files import atomic_directory, read_json, write_json, write_text
 from blip.models.blip import TEMPERATURE, Blip, Parts
+from blip.models.convert import new_momentum
+from blip.models.huggingface import read_huggingface, write_huggingface
+from blip.models.salesforce import (
+    NO_HEADS,
+    Checkpoint,
+    Heads,
+    read_salesforce,
+    write_salesforce,
+)
+from blip.models.tensors import check_tensors, read_safetensors, write_safetensors
 from blip.models.vit import resize_position_embedding
 
 WEIGHTS = "model.safetensors"
+MOMENTUM = "momentum.safetensors"
 CONFIG = "config.json"
 POSITIONS = "vision.position_embedding"
+DEFAULT_VOCABULARY = "bert-base-uncased"  # of every released model
+
+Kind = Literal["blip", "salesforce", "huggingface"]
 # What a task adds to a pre-trained model. The decoder of `vqa` reads a question, whose states are
 # of another width than the tokens of ViT-L.
 _ADDED: Mapping[Parts, str] = {
@@ -31,14 +44,19 @@ _ADDED: Mapping[Parts, str] = {
 _STREAM = re.compile(r"(?<=cross_attention\.)(first|second)\.")
 
 
-def save_model(model: Blip, out: Path) -> None:
+def save_model(model: Blip, out: Path, momentum: Mapping[str, Tensor] | None = None) -> None:
     """Write `model.safetensors` and `config.json` into a folder; equal weights give equal bytes.
 
     A parameter that two stacks share is written once, under its first name.
+
+    Args:
+        model: The model.
+        out: The folder.
+        momentum: Its twin and queue, the state of `MomentumContrast`, for `momentum.safetensors`.
     """
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    with atomic_file(out / WEIGHTS) as file:
-        file.write(safetensors.torch.save(tensors))
+    write_safetensors(dict(model.named_parameters()), out / WEIGHTS)
+    if momentum is not None:
+        write_safetensors(momentum, out / MOMENTUM)
     write_json(
         out / CONFIG,
         {
@@ -73,8 +91,9 @@ def load_model(
     """
     stored = _build(path / CONFIG, _read_config(path / CONFIG))
     names = _shared_names(stored)
-    tensors = _read_weights(path / WEIGHTS)
-    _check(path / WEIGHTS, tensors, {n: stored.get_parameter(n) for n in set(names.values())})
+    tensors = read_safetensors(path / WEIGHTS)
+    expected = {name: stored.get_parameter(name) for name in set(names.values())}
+    check_tensors(f"{path / WEIGHTS}: does not fit its {CONFIG}", tensors, expected)
     parts = parts or stored.parts
     with torch.device("meta"):
         model = Blip(
@@ -114,6 +133,96 @@ def _begin(name: str, shape: torch.Size, std: float) -> Tensor:
     return torch.zeros(shape) if name.endswith("bias") else torch.randn(shape) * std
 
 
+def load_momentum(path: Path, model: Blip) -> dict[str, Tensor] | None:
+    """Read the twin and the queue beside a model, if there are any.
+
+    Args:
+        path: The folder.
+        model: What was read from it, maybe for another image size: the twin's position embedding is
+            resampled to that.
+
+    Raises:
+        CheckpointError: The file is damaged or does not fit.
+    """
+    if not (path / MOMENTUM).is_file():
+        return None
+    tensors = read_safetensors(path / MOMENTUM)
+    positions = tensors.get(f"twin.{POSITIONS}", torch.empty(0))
+    num_tokens = model.vision.position_embedding.shape[1]
+    if positions.ndim == 3:
+        tensors[f"twin.{POSITIONS}"] = resize_position_embedding(positions, num_tokens)
+    queue_size = len(tensors.get("queue.image_ids", ()))
+    with torch.device("meta"):
+        expected = new_momentum(model, queue_size)
+    check_tensors(f"{path / MOMENTUM}: does not fit the model", tensors, expected)
+    return tensors
+
+
+def read_checkpoint(
+    path: Path, vocabulary: str | None = None, heads: Heads = NO_HEADS
+) -> Checkpoint:
+    """Read a checkpoint of any kind; its contents tell which.
+
+    Args:
+        path: A `.pth` of the reference, a folder of transformers', or one that `save_model` wrote.
+        vocabulary: Its vocabulary, a file or the name of a model on the Hugging Face hub; `None`
+            takes the `vocab.txt` beside it, or else BERT's.
+        heads: Where the checkpoint does not tell, or tells wrong.
+
+    Raises:
+        CheckpointError: It is damaged or incomplete, of no known kind, or does not fit.
+        ConfigError: There is no such vocabulary.
+    """
+    folder = path if path.is_dir() else path.parent
+    if vocabulary is None and (folder / VOCABULARY).is_file():
+        vocabulary = str(folder / VOCABULARY)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint: name a .pth file or a folder")
+    document = _read_config(path / CONFIG) if path.is_dir() else {}
+    found = find_vocabulary(vocabulary or DEFAULT_VOCABULARY)
+    if path.is_file():
+        return read_salesforce(path, found, heads)
+    if "text_config" in document:
+        return read_huggingface(path, found, heads)
+    if heads != NO_HEADS:
+        raise ConfigError(
+            f"{path / CONFIG}: tells the numbers of attention heads: do not give them"
+        )
+    model = load_model(path)
+    text = Tokenizer(found)
+    if (text.vocab_size, text.special) != (model.vocab_size, model.special):
+        raise CheckpointError(
+            f"{path}: has {model.vocab_size} token ids, but {found} gives {text.vocab_size}, or "
+            "other special tokens: name the vocabulary it was trained with"
+        )
+    return Checkpoint(model, found, load_momentum(path, model))
+
+
+def write_checkpoint(checkpoint: Checkpoint, out: Path, kind: Kind) -> list[str]:
+    """Write a checkpoint of a kind: a `.pth` file or a folder, which appears whole or not at all.
+
+    Returns:
+        What the kind has no place for or had to be made, a sentence each.
+
+    Raises:
+        CheckpointError: The kind cannot hold this model.
+        ConfigError: `out` is there already.
+    """
+    if out.exists():
+        raise ConfigError(f"{out}: is there already: name another place, or remove it first")
+    match kind:
+        case "salesforce":
+            return write_salesforce(checkpoint, out)
+        case "huggingface":
+            return write_huggingface(checkpoint, out)
+        case "blip":
+            with atomic_directory(out) as folder:
+                save_model(checkpoint.model, folder, checkpoint.momentum)
+                words = checkpoint.vocabulary.read_text(encoding="utf-8")
+                write_text(folder / VOCABULARY, words)
+            return []
+
+
 def _shared_names(model: Blip) -> dict[str, str]:
     """Map every name of a parameter to the name under which it is stored."""
     first: dict[int, str] = {}
@@ -146,23 +255,3 @@ def _build(path: Path, document: dict[str, Any]) -> Blip:
             )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise CheckpointError(f"{path}: does not describe a model: {error}") from None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: is damaged: {error}: fetch or make it anew") from None
-
-
-def _check(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    faults = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
-    faults += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
-    for name in sorted(expected.keys() & tensors.keys()):
-        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if found != wanted:
-            faults.append(f"{name} of shape {found}, expected {wanted}")
-    if faults:
-        raise CheckpointError(f"{path}: does not fit its {CONFIG}: {'; '.join(faults)}")
