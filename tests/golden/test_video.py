@@ -37,5 +37,5 @@ def test_scores_of_the_candidates(golden, tiny_model):
     ):
         matrix = np.full(reference[name].shape, -100.0)
         np.put_along_axis(matrix, found.indices, scores, 1)
-        # measured: 1.9e-6
+        # measured: 2.3e-6
         np.testing.assert_allclose(matrix, reference[name].numpy(), atol=1e-5, rtol=0)
