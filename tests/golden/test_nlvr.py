@@ -31,7 +31,7 @@ def test_states_of_every_layer(prepared):
     for hook in hooks:
         hook.remove()
     assert len(states) == len([k for k in reference.tensors if k.startswith("out/hidden")])
-    for layer, state in enumerate(states):  # measured: 2.9e-6
+    for layer, state in enumerate(states):  # measured: 3.2e-6
         expected = reference[f"out/hidden{layer}"]
         torch.testing.assert_close(state, expected, atol=TOLERANCE, rtol=0)
 
@@ -40,19 +40,20 @@ def test_logits_loss_and_gradients(prepared, worst_difference):
     reference, model, images = prepared("nlvr")
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
     logits = model.classify(ids, mask, model.project_images(model.encode_images(images)))
-    expected = reference["out/logits"]
+    expected = reference["out/logits"]  # measured: 1.0e-6
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
     batch = StatementBatch(images, ids, mask, reference["in/targets"])
     losses = NlvrObjective(model)(batch, Position(0, 1))
     losses.total.backward()
-    expected = reference["out/loss"]
+    expected = reference["out/loss"]  # measured: 3.0e-7
     torch.testing.assert_close(losses.total.detach(), expected, atol=TOLERANCE, rtol=0)
     gradients = [(name, p.grad) for name, p in model.named_parameters()]
-    assert worst_difference(gradients, reference.under("grad/")) < TOLERANCE
+    assert worst_difference(gradients, reference.under("grad/")) < TOLERANCE  # measured: 7.1e-7
 
 
 def test_logits_of_a_model_begun_from_one_image(prepared):
     reference, model, images = prepared("nlvr_from_base")
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]
     logits = model.classify(ids, mask, model.project_images(model.encode_images(images)))
-    torch.testing.assert_close(logits, reference["out/logits"], atol=TOLERANCE, rtol=0)
+    expected = reference["out/logits"]  # measured: 1.7e-6
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
