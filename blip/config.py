@@ -249,11 +249,31 @@ class FinetuneRetrieval(Training):
     negative_all_rank: bool
 
 
+class FinetuneVqa(Training):
+    """VQA: LM loss on the answers, weighted by who gave them (BLIP.md 5.3).
+
+    `max_tokens` and `max_words` are those of a question; an answer is taken whole. An answer of Visual Genome, of
+    which there is one to a question, weighs `vg_weight`.
+    """
+
+    label_smoothing: Fraction
+    vg_weight: Fraction
+    drop_path: Fraction
+
+
+class FinetuneNlvr(Training):
+    """NLVR2: is a statement about two images true? (BLIP.md 5.4)."""
+
+    drop_path: Fraction
+
+
 class Finetune(Section):
-    """The two fine-tunings that CapFilt and the benchmarks need."""
+    """Fine-tuning by task; CapFilt needs the first two, `null` is a task that the experiment does not have."""
 
     captioning: FinetuneCaptioning
     retrieval: FinetuneRetrieval
+    vqa: FinetuneVqa | None
+    nlvr: FinetuneNlvr | None
 
 
 class Decoding(Section):
@@ -320,8 +340,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _patches(self) -> "Config":
         patch = self.model.vision.patch_size
-        for training in (self.pretrain, self.finetune.captioning, self.finetune.retrieval):
-            if training.image_size % patch:
+        finetune = self.finetune
+        for training in (
+            self.pretrain,
+            finetune.captioning,
+            finetune.retrieval,
+            finetune.vqa,
+            finetune.nlvr,
+        ):
+            if training and training.image_size % patch:
                 raise ValueError(
                     f"image_size {training.image_size} is not a multiple of patch_size {patch}"
                 )

@@ -23,7 +23,7 @@ from blip.config import Training
 from blip.data.dataset import Dataset, Shard
 from blip.data.images import ShardImages, decode_image
 from blip.data.text import Tokenizer, clean_caption
-from blip.data.transforms import TrainTransform, normalise, resize
+from blip.data.transforms import TrainTransform, evaluation_resize, normalise
 from blip.errors import DataError
 
 PREFETCH = 2  # batches ahead of each worker
@@ -32,9 +32,6 @@ CACHE_BYTES = 256 * 2**20  # of decoded images that are kept for the next epoch
 
 class PairLoader:
     """The pairs of several dataset versions: every text that was not dropped, with its image.
-
-    An epoch is a permutation of all pairs; a global batch is the next `batch_size` of them, of
-    which each process takes every `world_size`-th; the rest at the end of an epoch is not seen.
 
     Args:
         datasets: Dataset versions, in this order.
@@ -58,11 +55,6 @@ class PairLoader:
         prompt: str = "",
         device: torch.device | str = "cpu",
     ) -> None:
-        if training.batch_size % distributed.world_size():
-            raise ValueError(
-                f"batch_size {training.batch_size} is not a multiple of "
-                f"the {distributed.world_size()} processes"
-            )
         self._tokenizer, self._training = tokenizer, training
         self._seed, self._prompt, self._device = seed, prompt, torch.device(device)
         self._transform = TrainTransform(training.augmentation, training.image_size)
@@ -74,14 +66,8 @@ class PairLoader:
         self._rows = np.concatenate([rows for rows, _ in pairs] or [np.empty(0, np.int32)])
         self._texts = pa.chunked_array([texts for _, texts in pairs], pa.large_string())
         self._texts = self._texts.combine_chunks()
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-        self._order_lock = threading.Lock()
-        if self.num_pairs < training.batch_size:
-            names = ", ".join(str(dataset.path) for dataset in datasets)
-            raise DataError(
-                f"{names}: {self.num_pairs} pairs are fewer than batch_size {training.batch_size}: "
-                "lower it or add data"
-            )
+        names = ", ".join(str(dataset.path) for dataset in datasets)
+        self._order = EpochOrder(self.num_pairs, training.batch_size, seed, names, "pairs")
 
     @property
     def num_pairs(self) -> int:
@@ -91,7 +77,7 @@ class PairLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Number of global batches of an epoch."""
-        return self.num_pairs // self._training.batch_size
+        return self._order.steps_per_epoch
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Give the batches of the steps from `start` to `stop`, prepared ahead by the workers.
@@ -100,7 +86,7 @@ class PairLoader:
             DataError: A shard was changed or an image cannot be decoded; shard and key are named.
         """
         steps = range(start, stop)
-        for images, token_ids, mask, image_ids in _ahead(
+        for images, token_ids, mask, image_ids in ahead(
             self._load, steps, self._training.num_workers
         ):
             on_device = images.to(self._device, non_blocking=True)
@@ -109,18 +95,15 @@ class PairLoader:
 
     def _load(self, step: int) -> tuple[Tensor, ...]:
         """Prepare this process's part of a global batch; its images are still uint8."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        size = self._training.batch_size
-        batch = self._order_of(epoch)[position * size : (position + 1) * size]
-        pairs = batch[distributed.rank() :: distributed.world_size()]
+        epoch, pairs = self._order.of(step)
         images, image_ids = [], []
-        for pair in pairs.tolist():
+        for pair in pairs:
             shard, row = int(self._shards[pair]), int(self._rows[pair])
             # The pair's own generator: its augmentation depends on no other pair.
             rng = np.random.default_rng((self._seed, epoch, pair))
             images.append(self._transform(self._images.read(shard, row), rng))
             image_ids.append(self._images.ids[shard][row])
-        texts = [self._prompt + self._clean(self._texts[pair].as_py()) for pair in pairs.tolist()]
+        texts = [self._prompt + self._clean(self._texts[pair].as_py()) for pair in pairs]
         token_ids, mask = self._tokenizer.encode(texts, self._training.max_tokens)
         tensors = (torch.stack(images), token_ids, mask, torch.tensor(image_ids))
         return tuple(t.pin_memory() for t in tensors) if self._device.type == "cuda" else tensors
@@ -128,12 +111,55 @@ class PairLoader:
     def _clean(self, text: str) -> str:
         return clean_caption(text, self._training.max_words)
 
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
-        with self._order_lock:
+
+class EpochOrder:
+    """Which examples a step sees, a function of the seed and the step.
+
+    An epoch is a permutation of all examples; a global batch is the next `batch_size` of them, of
+    which each process takes every `world_size`-th; the rest at the end of an epoch is not seen.
+
+    Args:
+        count: Number of examples.
+        batch_size: Of all processes together.
+        seed: Decides the permutations.
+        where: Where they lie, for the error.
+        what: What they are called there.
+
+    Raises:
+        DataError: There are fewer examples than a batch.
+        ValueError: The processes do not divide the batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, where: str, what: str) -> None:
+        if batch_size % distributed.world_size():
+            raise ValueError(
+                f"batch_size {batch_size} is not a multiple of "
+                f"the {distributed.world_size()} processes"
+            )
+        if count < batch_size:
+            raise DataError(
+                f"{where}: {count} {what} are fewer than batch_size {batch_size}: "
+                "lower it or add data"
+            )
+        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+        self._lock = threading.Lock()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches of an epoch."""
+        return self._count // self._batch_size
+
+    def of(self, step: int) -> tuple[int, list[int]]:
+        """Give the epoch of a step, and the numbers of the examples that this process takes."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        with self._lock:  # the workers ask at once
             if epoch != self._epoch:
                 rng = np.random.default_rng((self._seed, epoch))
-                self._epoch, self._order = epoch, rng.permutation(self.num_pairs)
-            return self._order
+                self._epoch, self._permutation = epoch, rng.permutation(self._count)
+            permutation = self._permutation
+        batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
+        return epoch, batch[distributed.rank() :: distributed.world_size()].tolist()
 
 
 def image_batches(
@@ -150,8 +176,8 @@ def image_batches(
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         keys = [images.key(shard, row) for shard, row in batch]
-        pixels = torch.stack([resize(images.read(shard, row), size) for shard, row in batch])
-        yield keys, normalise(pixels)
+        pixels = [evaluation_resize(images.read(shard, row), size) for shard, row in batch]
+        yield keys, normalise(torch.stack(pixels))
 
 
 class _Images:
@@ -227,7 +253,7 @@ def _numbers(keys: pa.StringArray) -> NDArray[np.int64]:
     return digits.astype(np.int64) @ (1 << np.arange(56, -4, -4, dtype=np.int64))
 
 
-def _ahead(
+def ahead(
     load: Callable[[int], tuple[Tensor, ...]], steps: range, num_workers: int
 ) -> Iterator[tuple[Tensor, ...]]:
     """Give `load(step)` of every step, in order, computed ahead by threads if there are any.
