@@ -97,7 +97,7 @@ def build(
         CheckpointError: It does not fit a class of the reference, or the vocabulary.
     """
     parts = recognise(tensors)
-    sizes = _Sizes(tensors, source, named)
+    sizes = Sizes(tensors, source, named)
     shape = sizes.model(heads)
     text = Tokenizer(vocabulary)
     if text.vocab_size != sizes.vocab_size:
@@ -157,7 +157,7 @@ def recognise(names: Iterable[str]) -> Parts:
     return "features"
 
 
-class _Sizes:
+class Sizes:
     """The sizes of a model, read off the shapes of its state."""
 
     def __init__(

@@ -1,6 +1,7 @@
 """A small model for the tests of models."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,3 +29,12 @@ def build() -> Callable[..., Blip]:
         return model
 
     return built
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `vocab.txt` of the model that `build` builds: 400 pieces."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(395))]
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(pieces) + "\n")
+    return path
