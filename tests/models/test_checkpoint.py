@@ -1,11 +1,23 @@
 import json
+from typing import get_args
 
 import pytest
 import safetensors.torch
 import torch
 
-from blip.errors import BlipError, CheckpointError
-from blip.models.checkpoint import load_model, save_model
+from blip.config import PRESETS, load_config
+from blip.errors import BlipError, CheckpointError, ConfigError
+from blip.models.checkpoint import (
+    Kind,
+    load_model,
+    load_momentum,
+    read_checkpoint,
+    save_model,
+    write_checkpoint,
+)
+from blip.models.convert import new_momentum
+from blip.models.salesforce import NO_HEADS, Checkpoint, Heads
+from blip.objectives.contrast import MomentumContrast
 
 IMAGES = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 IDS = torch.tensor([[2, 7, 8, 3]])
@@ -175,3 +187,71 @@ def test_a_place_that_cannot_be_written(build, tmp_path):
     with pytest.raises(BlipError, match="cannot be written"):
         save_model(build("captioning"), tmp_path / "file")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_momentum_beside_a_model(build, tmp_path):
+    model = build("retrieval")
+    save_model(model, tmp_path)
+    assert load_momentum(tmp_path, model) is None
+    momentum = new_momentum(model, queue_size=8)
+    save_model(model, tmp_path, momentum)
+    loaded = load_momentum(tmp_path, model)
+    assert loaded is not None
+    assert loaded.keys() == momentum.keys()
+    assert all(torch.equal(loaded[name], momentum[name]) for name in loaded)
+    larger = load_model(tmp_path, image_size=96)
+    settings = load_config(PRESETS / "demo.yaml").finetune.retrieval.contrast
+    settings = settings.model_copy(update={"queue_size": 8})
+    contrast = MomentumContrast(larger, settings, by_image=True)
+    contrast.load_state_dict(load_momentum(tmp_path, larger))
+    assert contrast.twin.embed_image(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
+    del momentum["twin.vision.cls_token"]
+    save_model(model, tmp_path, momentum)
+    wrong = r"momentum\.safetensors: does not fit the model: missing twin\.vision\.cls_token$"
+    with pytest.raises(CheckpointError, match=wrong):
+        load_momentum(tmp_path, model)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_is_recognised_by_its_contents(build, vocabulary, tmp_path, kind):
+    model = build("matching")
+    written = tmp_path / "anything"
+    assert write_checkpoint(Checkpoint(model, vocabulary), written, kind) == []
+    sizes = model.config
+    tells = kind != "salesforce"
+    heads = NO_HEADS if tells else Heads(sizes.vision.num_heads, sizes.text.num_heads)
+    read = read_checkpoint(written, None if tells else str(vocabulary), heads)
+    assert read.model.parts == "matching"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(read.model.state_dict()[name], tensor), name
+    assert read.vocabulary.read_bytes() == vocabulary.read_bytes()
+    assert read.vocabulary.parent == (written if tells else vocabulary.parent)
+    with pytest.raises(ConfigError, match="anything: is there already"):
+        write_checkpoint(read, written, kind)
+
+
+def test_momentum_goes_from_kind_to_kind(build, vocabulary, tmp_path):
+    model = build("retrieval")
+    kept = Checkpoint(model, vocabulary, new_momentum(model, queue_size=8))
+    write_checkpoint(kept, tmp_path / "ours", "blip")
+    write_checkpoint(read_checkpoint(tmp_path / "ours"), tmp_path / "model.pth", "salesforce")
+    heads = Heads(model.config.vision.num_heads, model.config.text.num_heads)
+    read = read_checkpoint(tmp_path / "model.pth", str(vocabulary), heads)
+    assert read.momentum is not None
+    assert all(torch.equal(read.momentum[name], kept.momentum[name]) for name in kept.momentum)
+
+
+def test_checkpoints_that_cannot_be_read(build, vocabulary, tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: no such checkpoint"):
+        read_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        read_checkpoint(tmp_path)
+    write_checkpoint(Checkpoint(build("features"), vocabulary), tmp_path / "ours", "blip")
+    with pytest.raises(ConfigError, match="tells the numbers of attention heads"):
+        read_checkpoint(tmp_path / "ours", heads=Heads(vision=2))
+    with pytest.raises(ConfigError, match=r"vocabulary 'no/such/file\.txt'.* is no file here"):
+        read_checkpoint(tmp_path / "ours", "no/such/file.txt")
+    other = tmp_path / "vocab.txt"
+    other.write_text(vocabulary.read_text() + "more\n")
+    with pytest.raises(CheckpointError, match=r"has 402 token ids, but .* gives 403"):
+        read_checkpoint(tmp_path / "ours", str(other))
