@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from blip.batch import StatementBatch
+from blip.models.checkpoint import load_model, save_model
+from blip.models.convert import official_names
 from blip.objectives import Position
 from blip.objectives.finetune import NlvrObjective
 
@@ -57,3 +59,16 @@ def test_logits_of_a_model_begun_from_one_image(prepared):
     logits = model.classify(ids, mask, model.project_images(model.encode_images(images)))
     expected = reference["out/logits"]  # measured: 1.7e-6
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_model_begins_from_one_image_as_the_reference_does(prepared, tiny_model, tmp_path):
+    """All is copied, both streams from the one there is, but what the reference draws too."""
+    reference, began, _ = prepared("nlvr_from_base")
+    save_model(tiny_model("features", reference.under("base_sd/")), tmp_path)
+    model = load_model(tmp_path, "nlvr")
+    expected = began.state_dict()
+    drawn = set()
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(tensor, expected[name]):
+            drawn.update(official_names(name))
+    assert drawn == set(reference.meta["missing_keys"])

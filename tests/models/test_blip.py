@@ -82,6 +82,36 @@ def test_match_picks_the_image_of_each_text(build):
     torch.testing.assert_close(model.match(ids, mask, memory), ordered, atol=1e-5, rtol=0)
 
 
+def test_answers_do_not_see_the_padding_of_their_question(build):
+    """The reference's do, so that an answer there depends on the other questions of the batch."""
+    model = build("vqa")
+    ids, mask = torch.randint(5, 400, (2, 6)), torch.ones(2, 6, dtype=torch.int64)
+    mask[1, 4:] = 0
+    images = model.project_images(model.encode_image(torch.randn(2, 3, 64, 64)))
+    states = model.encode_pairs(ids, mask, images)
+    answers = torch.randint(5, 400, (4, 3))  # two to a question
+    together = model.decode(answers, model.project_questions(states, mask))
+    short = model.project_questions(states[1:, :4], mask[1:, :4])
+    torch.testing.assert_close(model.decode(answers[2:], short), together[2:], atol=1e-5, rtol=0)
+    picked = model.decode(
+        answers, model.project_questions(states, mask), torch.tensor([0, 0, 1, 1])
+    )
+    torch.testing.assert_close(picked, together, atol=1e-5, rtol=0)
+
+
+def test_frames_are_read_as_one_memory_and_embedded_by_their_mean(build):
+    model = build("matching")
+    frames = torch.randn(2, 3, 3, 64, 64)
+    tokens = model.encode_images(frames)
+    assert tokens.shape == (2, 3 * 17, 96)
+    first = model.encode_image(frames[:, 0])
+    torch.testing.assert_close(tokens[:, :17], first, atol=1e-5, rtol=0)
+    mean = model.image_projection(model.encode_image(frames[0])[:, 0]).mean(0)
+    expected = mean / mean.norm()
+    embed = model.embed_image(tokens, num_frames=3)
+    torch.testing.assert_close(embed[0], expected, atol=1e-5, rtol=0)
+
+
 def test_encoder_and_decoder_stay_one_when_trained(build):
     model = build("pretrain")
     ids = torch.randint(5, 400, (2, 6))
