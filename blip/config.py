@@ -148,7 +148,11 @@ class Text(Section):
 
 
 class Model(Section):
-    """Sizes of a BLIP model, and where its first weights come from (`null`: random)."""
+    """Sizes of a BLIP model, and where the first weights of pre-training come from (`null`: random).
+
+    `vision_weights` is a file or folder of a timm ViT or the name of one, `text_weights` that of a BERT, whose
+    vocabulary `tokenizer.vocabulary` must then name.
+    """
 
     vision: Vision
     text: Text

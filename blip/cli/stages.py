@@ -125,10 +125,12 @@ def pretrain(
     force: Force = False,
 ) -> None:
     """Pre-train BLIP with ITC, ITM and LM; a killed run goes on from its last checkpoint."""
+    from blip.models.pretrained import find_weights
     from blip.train.run import pretrain
 
     config = read_config(params, sets)
-    inputs = {"data": data, "tokenizer": [tokenizer]}
+    weights = {key: [path] for key, path in find_weights(config.model).items()}
+    inputs = {"data": data, "tokenizer": [tokenizer], **weights}
     section = sections(config, "seed", "threads", "model", "pretrain")
     with stage("pretrain", out, inputs, section, config, metrics, force) as running:
         if running:
@@ -160,16 +162,16 @@ def finetune(
             finetune(config, task, model, data, running.out, running.run_dir, running.journal)
 
 
-def caption(
-    model: ModelDir,
-    data: OneDataset,
-    out: Out,
-    params: Params = PARAMS,
-    sets: Sets = None,
-    metrics: Metrics = None,
-    force: Force = False,
+def caption_stage(
+    model: Path,
+    data: Path,
+    out: Path,
+    params: Path,
+    sets: list[str] | None,
+    metrics: Path | None,
+    force: bool,
 ) -> None:
-    """CapFilt, first half: the captioner writes one synthetic caption for every image."""
+    """CapFilt, first half: the captioner writes one synthetic caption for every image; a use of `blip caption`."""
     from blip.capfilt import caption
 
     config = read_config(params, sets)

@@ -1,6 +1,7 @@
 """READ THIS FIRST: from a configuration to a trained model: config -> parts -> fit -> files."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +19,11 @@ from blip.data.text import (
     train_vocabulary,
 )
 from blip.errors import ConfigError
-from blip.files import digest_json, write_json, write_text
+from blip.files import digest_file, digest_json, write_json, write_text
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model, save_model
 from blip.models.device import prepare_device
+from blip.models.pretrained import find_weights, load_weights
 from blip.objectives.finetune import CaptioningObjective, RetrievalObjective
 from blip.objectives.pretrain import PretrainObjective
 from blip.tracker import Tracker
@@ -56,10 +58,10 @@ def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
 def pretrain(
     config: Config, data: list[Path], tokenizer: Path, out: Path, run_dir: Path, tracker: Tracker
 ) -> None:
-    """Pre-train a model from scratch with ITC, ITM and LM (BLIP.md 2).
+    """Pre-train a model with ITC, ITM and LM (BLIP.md 2), from a ViT and a BERT or from scratch.
 
     Args:
-        config: The experiment; its `seed`, `threads`, `model` and `pretrain`.
+        config: The experiment; its `seed`, `threads`, `tokenizer`, `model` and `pretrain`.
         data: Dataset versions; their texts that were not dropped are the pairs.
         tokenizer: Folder with `vocab.txt`.
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
@@ -67,18 +69,23 @@ def pretrain(
         tracker: Told how training goes.
 
     Raises:
-        ConfigError: Starting weights are configured, or texts longer than the model's positions.
+        ConfigError: Texts may be longer than the model's positions, or there are no such starting
+            weights.
+        CheckpointError: The starting weights do not fit the model.
         BlipError: See `fit`.
     """
     _check_model(config)
+    weights = find_weights(config.model)
     device = _prepare(config)
     text = Tokenizer(tokenizer / VOCABULARY)
     datasets = [open_dataset(path) for path in data]
     training = config.pretrain
     loader = PairLoader(datasets, text, training, config.seed, device=device)
     model = Blip(config.model, training.image_size, text.vocab_size, text.special, "pretrain")
+    load_weights(model, weights)
     objective = PretrainObjective(model, training.contrast).to(device)
-    identity = _identity(config, training, datasets)
+    started_from = [digest_file(path) for path in weights.values()]
+    identity = _identity(config, training, datasets, started_from)
     curve = fit(objective, loader, training, tracker, run_dir, name="pretrain", identity=identity)
     _write(model, tokenizer, training, loader, curve, out)
 
@@ -135,10 +142,10 @@ def _prepare(config: Config) -> torch.device:
 
 
 def _check_model(config: Config) -> None:
-    if config.model.vision_weights or config.model.text_weights:
+    if config.model.text_weights and config.tokenizer.vocabulary == "train":
         raise ConfigError(
-            "model.vision_weights and model.text_weights: pre-training begins with random weights "
-            "here: set both to null"
+            f"model.text_weights {config.model.text_weights!r} know their own vocabulary, not one "
+            "trained here: let tokenizer.vocabulary name it"
         )
     positions = config.model.text.max_positions
     for name, training in (
@@ -153,8 +160,10 @@ def _check_model(config: Config) -> None:
             )
 
 
-def _identity(config: Config, training: Training, datasets: list[Dataset]) -> str:
-    digests = [dataset.digest for dataset in datasets]
+def _identity(
+    config: Config, training: Training, datasets: list[Dataset], weights: Sequence[str] = ()
+) -> str:
+    digests = [*(dataset.digest for dataset in datasets), *weights]
     return digest_json([config.seed, config.model.model_dump(), training.model_dump(), digests])
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from blip.config import Config, Ingest, World, load_config
 from blip.data.ingest import ingest
 from blip.data.loader import PairLoader
 from blip.data.world import draw_world
-from blip.errors import ConfigError, DataError
+from blip.errors import CheckpointError, ConfigError, DataError
 from blip.files import digest_directory, read_json
 from blip.models.checkpoint import load_model
+from blip.models.convert import official_names
+from blip.models.vit import VisionTransformer
 from blip.tracker import NullTracker
 from blip.train.run import build_tokenizer, finetune, pretrain
 
@@ -162,11 +165,29 @@ def test_missing_vocabulary_is_one_message(stage: Stage, tmp_path: Path) -> None
         build_tokenizer(config, stage.data, tmp_path)
 
 
+def test_a_run_from_other_weights_is_another_run(stage: Stage, tmp_path: Path) -> None:
+    weights = tmp_path / "vit.pth"
+    config = short_config(**{"model.vision_weights": str(weights)})
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        vision = VisionTransformer(config.model.vision, 32)
+        names = {name: official_names(f"vision.{name}")[0] for name in vision.state_dict()}
+        tensors = {names[n].split(".", 1)[1]: t for n, t in vision.state_dict().items()}
+        torch.save(tensors, weights)
+        if seed == 0:
+            stage.pretrain("from_weights", config)
+        else:
+            with pytest.raises(CheckpointError, match="another"):
+                stage.pretrain("from_weights", config)
+
+
 def test_bad_combinations_are_refused_before_training(stage: Stage, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_tokens 65 is more than"):
         stage.pretrain("refused", short_config(**{"pretrain.max_tokens": 65}))
-    with pytest.raises(ConfigError, match="set both to null"):
-        stage.pretrain("refused", short_config(**{"model.vision_weights": "deit"}))
+    with pytest.raises(ConfigError, match=r"model\.vision_weights 'deit\.pth': no such file"):
+        stage.pretrain("refused", short_config(**{"model.vision_weights": "deit.pth"}))
+    with pytest.raises(ConfigError, match=r"let tokenizer\.vocabulary name it"):
+        stage.pretrain("refused", short_config(**{"model.text_weights": "bert"}))
     with pytest.raises(DataError, match=r"nowhere: no such dataset version"):
         pretrain(
             short_config(),
