@@ -141,14 +141,14 @@ class EpochOrder:
                 f"{where}: {count} {what} are fewer than batch_size {batch_size}: "
                 "lower it or add data"
             )
-        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self.count, self._batch_size, self._seed = count, batch_size, seed
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
         self._lock = threading.Lock()
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of global batches of an epoch."""
-        return self._count // self._batch_size
+        return self.count // self._batch_size
 
     def of(self, step: int) -> tuple[int, list[int]]:
         """Give the epoch of a step, and the numbers of the examples that this process takes."""
@@ -156,7 +156,7 @@ class EpochOrder:
         with self._lock:  # the workers ask at once
             if epoch != self._epoch:
                 rng = np.random.default_rng((self._seed, epoch))
-                self._epoch, self._permutation = epoch, rng.permutation(self._count)
+                self._epoch, self._permutation = epoch, rng.permutation(self.count)
             permutation = self._permutation
         batch = permutation[position * self._batch_size : (position + 1) * self._batch_size]
         return epoch, batch[distributed.rank() :: distributed.world_size()].tolist()

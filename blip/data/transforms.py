@@ -1,8 +1,10 @@
 """Images as the model reads them: resized, augmented, normalised (BLIP.md 2.3).
 
 Images are uint8 tensors (3, H, W), RGB, until the batch is normalised: a quarter of the bytes to
-move between processes and to the device. Resizing is torch's antialiased bicubic, which follows
-Pillow's at a third of its cost (a value in 200 differs by one; measured worst case: two).
+move between processes and to the device. What evaluation reads is the reference's to the bit, and
+so are RandAugment's operations, which it has from OpenCV. Only the crops of training are resized by
+torch, which follows Pillow at a fifth of its cost (a value in 200 differs by one; measured worst
+case: two).
 """
 
 import math
@@ -11,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from blip.config import Augmentation
 
@@ -23,11 +26,12 @@ RATIO = (3 / 4, 4 / 3)  # of a random crop, width to height
 GREY = 128  # what moves in from outside the image
 
 NUM_OPERATIONS = 2  # RandAugment's N
+LEVEL = 5  # its M, of 10
 PROBABILITY = 0.5  # that a drawn operation is applied
-SHEAR = 0.15  # magnitude 5 of 10
-SHIFT = 5  # pixels, whatever the size
-ANGLE = 15.0  # degrees
-# Brightness and Sharpness at magnitude 5 have the factor 1 and so change nothing (BLIP.md 2.3).
+# At level 10; proportional below.
+SHEAR = 0.3
+SHIFT = 10  # pixels, whatever the size
+ANGLE = 30.0  # degrees
 OPERATIONS = (
     "identity",
     "auto_contrast",
@@ -40,11 +44,12 @@ OPERATIONS = (
     "translate_y",
     "rotate",
 )
+SIGNED = OPERATIONS[5:]
 
 
 def evaluation_transform(image: Tensor, size: int) -> Tensor:
     """Resize (3, H, W) uint8 to a square, aspect not kept, and normalise: (3, S, S) float32."""
-    return normalise(resize(image, size))
+    return normalise(evaluation_resize(image, size))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -54,8 +59,20 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255.0).sub_(mean).div_(std)
 
 
+def evaluation_resize(image: Tensor, size: int) -> Tensor:
+    """Resize (3, H, W) uint8 to (3, S, S) by Pillow's bicubic, as the reference evaluates."""
+    if image.shape[1:] == (size, size):
+        return image
+    resized = np.empty((3, size, size), np.uint8)
+    # Channel by channel, which are read in place: Pillow's colours would be interleaved.
+    for channel, pixels in zip(resized, image.numpy(), strict=True):
+        square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+        channel[:] = np.asarray(square)
+    return torch.from_numpy(resized)
+
+
 def resize(image: Tensor, size: int) -> Tensor:
-    """Resize (3, H, W) uint8 to (3, S, S), bicubic with antialiasing."""
+    """Resize (3, H, W) uint8 to (3, S, S) by torch's antialiased bicubic, for training."""
     if image.shape[1:] == (size, size):
         return image
     return interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
@@ -64,7 +81,7 @@ def resize(image: Tensor, size: int) -> Tensor:
 class TrainTransform:
     """Random crop, resize, flip and RandAugment of one image.
 
-    `crop_scale` (1, 1) means no crop: the whole image is resized, as in evaluation.
+    `crop_scale` (1, 1) means no crop: the whole image is resized.
     """
 
     def __init__(self, augmentation: Augmentation, size: int) -> None:
@@ -78,7 +95,8 @@ class TrainTransform:
             top, left, height, width = draw_crop(
                 image.shape[1], image.shape[2], config.crop_scale, rng
             )
-            image = image[:, top : top + height, left : left + width]
+            # Copied, since torch resizes a view at half the speed.
+            image = image[:, top : top + height, left : left + width].contiguous()
         image = resize(image, self.size)
         if config.flip and rng.random() < config.flip:
             image = image.flip(2)
@@ -108,63 +126,89 @@ def draw_crop(
 
 
 def draw_operations(rng: np.random.Generator) -> list[tuple[str, int]]:
-    """Draw RandAugment's operations, with replacement, those that are to be applied, and a sign."""
-    drawn = [OPERATIONS[i] for i in rng.integers(len(OPERATIONS), size=NUM_OPERATIONS)]
-    return [
-        (operation, 1 if rng.random() < 0.5 else -1)
-        for operation in drawn
-        if rng.random() < PROBABILITY
-    ]
+    """Draw RandAugment's operations, with replacement, those that are to be applied, and a sign.
 
-
-def apply_operation(image: Tensor, operation: str, sign: int) -> Tensor:
-    """Apply one RandAugment operation at magnitude 5 to (3, H, W) uint8.
-
-    A positive sign moves content to the right or down, shears along with the other axis, and turns
-    counter-clockwise.
-
-    The reference whitens a channel without black in AutoContrast (its minimum is negated as an
-    unsigned byte and overflows); here AutoContrast is Pillow's, which the reference means to be.
+    The draws come in the reference's order, so that its generator gives its operations.
     """
+    drawn = []
+    for index in rng.choice(len(OPERATIONS), NUM_OPERATIONS):
+        operation = OPERATIONS[index]
+        if rng.random() > PROBABILITY:
+            continue
+        sign = -1 if operation in SIGNED and rng.random() > 0.5 else 1
+        drawn.append((operation, sign))
+    return drawn
+
+
+def apply_operation(image: Tensor, operation: str, sign: int, level: int = LEVEL) -> Tensor:
+    """Apply one RandAugment operation at a level of 10 to (3, H, W) uint8.
+
+    A positive sign shears along with the other axis, moves content to the left or up, and turns
+    clockwise. At level 5, brightness and sharpness have the factor 1 and change nothing.
+    """
+    share = level / 10
+    factor = 1.8 * share + 0.1
     match operation:
+        case "identity":
+            return image
         case "auto_contrast":
             return _look_up(image, _contrast_table)
         case "equalize":
             return _look_up(image, _equalize_table)
+        case "brightness":
+            return image if factor == 1 else _brighten(image, factor)
+        case "sharpness":
+            return image if factor == 1 else _sharpen(image, factor)
         case "shear_x":
-            return _warp(image, ((1.0, -sign * SHEAR, 0.0), (0.0, 1.0, 0.0)))
+            return _warp(image, ((1.0, -sign * share * SHEAR, 0.0), (0.0, 1.0, 0.0)))
         case "shear_y":
-            return _warp(image, ((1.0, 0.0, 0.0), (-sign * SHEAR, 1.0, 0.0)))
-        case "translate_x":
-            return _shift(image, sign * SHIFT, 2)
-        case "translate_y":
-            return _shift(image, sign * SHIFT, 1)
+            return _warp(image, ((1.0, 0.0, 0.0), (-sign * share * SHEAR, 1.0, 0.0)))
+        case "translate_x" | "translate_y":
+            axis = 2 if operation == "translate_x" else 1
+            return _shift(image, -sign * round(share * SHIFT), axis)
         case "rotate":
-            return _warp(image, _rotation(image, math.radians(sign * ANGLE)))
-        case "identity" | "brightness" | "sharpness":
-            return image
+            return _warp(image, _rotation(image, math.radians(-sign * share * ANGLE)))
         case _:
             raise ValueError(f"no operation {operation!r}: one of {', '.join(OPERATIONS)}")
 
 
 def _rotation(image: Tensor, angle: float) -> tuple[tuple[float, ...], ...]:
-    """Where each pixel of an image turned about (W/2, H/2) comes from."""
+    """Where each pixel of an image turned counter-clockwise about (W/2, H/2) comes from."""
     x, y = image.shape[2] / 2, image.shape[1] / 2
     cos, sin = math.cos(angle), math.sin(angle)
     return (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y)
 
 
 def _warp(image: Tensor, source: tuple[tuple[float, ...], ...]) -> Tensor:
-    """Sample bilinearly at `source` (2 x 3: pixel of the result -> place in the image)."""
+    """Sample bilinearly at `source` (2 x 3: pixel of the result -> place in the image).
+
+    Shears hit halves between two grey levels again and again. They fall as OpenCV's do, since every
+    step is rounded as there: `addcmul` multiplies and adds in one (on processors that can).
+    """
     height, width = image.shape[1:]
     x = torch.arange(width, dtype=torch.float32)
     y = torch.arange(height, dtype=torch.float32)[:, None]
-    places = [a * x + b * y + c for a, b, c in source]
-    grid = torch.stack(
-        [p * (2 / (n - 1)) - 1 for p, n in zip(places, (width, height), strict=True)], -1
-    )
-    moved = grid_sample(image[None].float() - GREY, grid[None], align_corners=True)[0]
-    return (moved + GREY).round().clamp_(0, 255).to(torch.uint8)
+    across, down = (torch.addcmul(y * b + c, torch.tensor(a), x) for a, b, c in source)
+    left, top = across.floor(), down.floor()
+    right_share, lower_share = (across - left).view(-1), (down - top).view(-1)
+    # Two pixels of grey on every side: whatever lies outside finds its four neighbours there.
+    stride = width + 4
+    places = (top.clamp_(-2, height) + 2).int() * stride + (left.clamp_(-2, width) + 2).int()
+    padded = torch.full((height + 4, stride), float(GREY))
+
+    def mix_row(offset: int) -> Tensor:
+        first, second = (
+            padded.view(-1)[at:].index_select(0, places.view(-1)) for at in (offset, offset + 1)
+        )
+        return first.addcmul_(right_share, second.sub_(first))
+
+    warped = torch.empty_like(image)
+    for before, after in zip(image, warped, strict=True):  # a channel fits into the cache
+        padded[2:-2, 2:-2] = before
+        upper = mix_row(0)
+        upper.addcmul_(lower_share, mix_row(stride).sub_(upper))
+        after.view(-1).copy_(upper.round_())
+    return warped
 
 
 def _shift(image: Tensor, pixels: int, axis: int) -> Tensor:
@@ -178,6 +222,25 @@ def _shift(image: Tensor, pixels: int, axis: int) -> Tensor:
     return shifted
 
 
+def _brighten(image: Tensor, factor: float) -> Tensor:
+    return (image * factor).clamp_(0, 255).to(torch.uint8)
+
+
+def _sharpen(image: Tensor, factor: float) -> Tensor:
+    """Move away from the mean of the neighbours, the middle counted five times; edges stay.
+
+    As in the reference, what leaves 0 to 255 wraps around.
+    """
+    pixels = image.int()
+    middle = pixels[:, 1:-1, 1:-1]
+    columns = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
+    around = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:]
+    blurred = ((around + 4 * middle) / 13).round_()
+    sharp = image.clone()
+    sharp[:, 1:-1, 1:-1] = (blurred + factor * (middle - blurred)).int().to(torch.uint8)
+    return sharp
+
+
 def _look_up(image: Tensor, table: Callable[[NDArray[np.intp]], NDArray[np.uint8]]) -> Tensor:
     """Map every channel through the table that its histogram gives."""
     pixels = image.numpy()
@@ -186,13 +249,17 @@ def _look_up(image: Tensor, table: Callable[[NDArray[np.intp]], NDArray[np.uint8
 
 
 def _contrast_table(histogram: NDArray[np.intp]) -> NDArray[np.uint8]:
-    """Stretch from the darkest and lightest value to 0 and 255."""
+    """Stretch from the darkest and lightest value to 0 and 255, as the reference does.
+
+    It means to be Pillow's AutoContrast, but negates the darkest value as an unsigned byte: a
+    channel without black becomes white.
+    """
     used = np.flatnonzero(histogram)
     low, high = int(used[0]), int(used[-1])
     if high <= low:
         return np.arange(256, dtype=np.uint8)
-    scale = 255.0 / (high - low)
-    return np.clip(np.arange(256) * scale - low * scale, 0, 255).astype(np.uint8)
+    scale = 255 / (high - low)
+    return np.clip(np.arange(256) * scale + (-low % 256) * scale, 0, 255).astype(np.uint8)
 
 
 def _equalize_table(histogram: NDArray[np.intp]) -> NDArray[np.uint8]:
