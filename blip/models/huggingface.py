@@ -227,7 +227,7 @@ def _read_config(path: Path) -> dict[str, dict[str, Any]]:
     document = read_json(path)
     sections = {}
     for name, defaults in DEFAULTS.items():
-        section = document.get(name)
+        section = document.get(name) if isinstance(document, dict) else None
         if not isinstance(section, dict):
             raise CheckpointError(
                 f"{path}: {name} is missing: is it of one of transformers' BLIPs?"
@@ -252,12 +252,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     path = folder / INDEX
     try:
-        places: dict[str, str] = dict(read_json(path)["weight_map"])
+        places = dict(read_json(path)["weight_map"])
+        shards = sorted(set(places.values()))
     except (DataError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is no index of shards: {error}") from None
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
-        if Path(shard).name != shard:
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{path}: names {shard!r}, which is not a file beside it")
         tensors |= read_safetensors(folder / shard)
     if tensors.keys() != places.keys():

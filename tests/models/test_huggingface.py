@@ -206,6 +206,8 @@ def test_shards_that_are_not_right(folder, vocabulary):
     places = dict.fromkeys(tensors, "shard.safetensors")
     refused([], "is no index of shards")
     refused({"weight_map": 3}, "is no index of shards")
+    refused({"weight_map": {**places, "a": 3}}, "is no index of shards")
+    refused({"weight_map": {"a": 3}}, "names 3, which is not a file beside it")
     refused({"weight_map": {**places, "a": "../other.safetensors"}}, "not a file beside it")
     refused({"weight_map": {**places, "a": "shard.safetensors"}}, "its shards disagree about a")
     refused({"weight_map": {**places, "a": "gone.safetensors"}}, r"gone\.safetensors: cannot be")
