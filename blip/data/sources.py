@@ -138,7 +138,7 @@ def is_safe(name: str) -> bool:
 def _parse(form: str, path: Path) -> Iterator[SourceRecord]:
     match form:
         case "blip":
-            return _parse_blip(path)
+            return parse_blip(path)
         case "coco":
             return _parse_coco(path)
         case "csv" | "tsv":
@@ -150,11 +150,11 @@ def _parse(form: str, path: Path) -> Iterator[SourceRecord]:
     raise ValueError(f"no format {form!r}")
 
 
-def _parse_blip(path: Path) -> Iterator[SourceRecord]:
+def parse_blip(path: Path) -> Iterator[SourceRecord]:
     """`[{"image": name, "caption": text or [text, ...]}, ...]`, as salesforce/BLIP has it."""
-    for number, item in enumerate(_json_items(path), 1):
+    for number, item in enumerate(json_items(path), 1):
         where = f"{path}, record {number}"
-        image = _field(item, "image", str, where)
+        image = field(item, "image", str, where)
         caption = item.get("caption")
         captions = [caption] if isinstance(caption, str) else caption
         if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
@@ -169,18 +169,18 @@ def _parse_coco(path: Path) -> Iterator[SourceRecord]:
     """COCO captions: `images` (`id`, `file_name`), `annotations` (`image_id`, `caption`)."""
     document = read_json(path)
     images: dict[Any, str] = {}
-    for number, image in enumerate(_field(document, "images", list, f"{path}"), 1):
+    for number, image in enumerate(field(document, "images", list, f"{path}"), 1):
         where = f"{path}, images, record {number}"
-        images[_field(image, "id", (int, str), where)] = _field(image, "file_name", str, where)
+        images[field(image, "id", (int, str), where)] = field(image, "file_name", str, where)
     captions: dict[Any, list[str]] = {image: [] for image in images}
-    for number, annotation in enumerate(_field(document, "annotations", list, f"{path}"), 1):
+    for number, annotation in enumerate(field(document, "annotations", list, f"{path}"), 1):
         where = f"{path}, annotations, record {number}"
-        image = _field(annotation, "image_id", (int, str), where)
+        image = field(annotation, "image_id", (int, str), where)
         if image not in captions:
             raise DataError(
                 f"{where}: image_id {image!r} is not among the images: mend or remove the record"
             )
-        captions[image].append(_field(annotation, "caption", str, where))
+        captions[image].append(field(annotation, "caption", str, where))
     for image, name in images.items():
         yield SourceRecord(name, tuple(captions[image]))
 
@@ -235,8 +235,12 @@ def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
         yield SourceRecord(name, (caption,))
 
 
-def _json_items(path: Path) -> Iterator[Any]:
-    """Give the items of a JSON list one by one, without holding the file."""
+def json_items(path: Path) -> Iterator[Any]:
+    """Give the items of a JSON list one by one, without holding the file.
+
+    Raises:
+        DataError: The file cannot be read, or is no list in JSON; the record is named.
+    """
     number, separator = 1, "["
     with _reading(path), path.open(encoding="utf-8-sig") as file:
         text, at = file.read(_CHUNK), 0
@@ -278,9 +282,14 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _field(item: Any, name: str, kind: type[T] | tuple[type[T], ...], where: str) -> T:
+def field(item: Any, name: str, kind: type[T] | tuple[type[T], ...], where: str) -> T:
+    """Give the field of a record, which must be of a kind; `where` names the record in the error.
+
+    Raises:
+        DataError: The record is no object, or lacks the field, or it is of another kind.
+    """
     value = item.get(name) if isinstance(item, dict) else None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         wanted = getattr(kind, "__name__", "int or str")
         raise DataError(
             f"{where}: {name} is {value!r:.80}, it must be {wanted}: mend or remove the record "

@@ -109,7 +109,7 @@ def test_json_is_read_the_same_in_pieces(
     path.write_text(json.dumps([{"image": str(i), "caption": texts} for i, texts in items]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "_CHUNK", chunk)
-        found = list(sources._parse_blip(path))
+        found = list(sources.parse_blip(path))
     assert [(int(r.source), list(r.captions)) for r in found] == items
 
 
