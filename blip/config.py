@@ -256,12 +256,10 @@ class FinetuneRetrieval(Training):
 class FinetuneVqa(Training):
     """VQA: LM loss on the answers, weighted by who gave them (BLIP.md 5.3).
 
-    `max_tokens` and `max_words` are those of a question; an answer is taken whole. An answer of Visual Genome, of
-    which there is one to a question, weighs `vg_weight`.
+    `max_tokens` and `max_words` are those of a question; an answer is taken whole.
     """
 
     label_smoothing: Fraction
-    vg_weight: Fraction
     drop_path: Fraction
 
 

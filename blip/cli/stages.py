@@ -139,27 +139,45 @@ def pretrain(
 
 def finetune(
     task: Annotated[
-        Literal["captioning", "retrieval"],
-        typer.Argument(help="captioning: LM; retrieval: ITC + ITM."),
+        Literal["captioning", "retrieval", "vqa", "nlvr"],
+        typer.Argument(help="captioning: LM; retrieval: ITC + ITM; vqa; nlvr: NLVR2."),
     ],
     model: ModelDir,
-    data: OneDataset,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            help="Dataset version; for vqa and nlvr an annotation file. May be repeated.",
+        ),
+    ],
     out: Out,
+    photos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--photos",
+            help="Folder of an annotation file's photos: FOLDER, or vqa=FOLDER and vg=FOLDER.",
+        ),
+    ] = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Fine-tune a pre-trained model: the captioner (captioning) or the filter (retrieval), or for a benchmark."""
+    """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter."""
     from blip.train.run import finetune
 
     config = read_config(params, sets)
-    inputs = {"model": [model], "data": [data]}
+    inputs = {"model": [model], "data": data}
     section = {"task": task, **sections(config, "seed", "threads")}
-    section[task] = getattr(config.finetune, task).model_dump(mode="json")
+    section[task] = sections(config.finetune, task)[task]
+    folders = {}
+    for folder in photos or []:
+        name, _, path = folder.rpartition("=")
+        folders[name] = Path(path)
     with stage("finetune", out, inputs, section, config, metrics, force) as running:
         if running:
-            finetune(config, task, model, data, running.out, running.run_dir, running.journal)
+            run_dir, journal = running.run_dir, running.journal
+            finetune(config, task, model, data, folders, running.out, run_dir, journal)
 
 
 def caption_stage(

@@ -67,10 +67,10 @@ class PairLoader:
         self._texts = pa.chunked_array([texts for _, texts in pairs], pa.large_string())
         self._texts = self._texts.combine_chunks()
         names = ", ".join(str(dataset.path) for dataset in datasets)
-        self._order = EpochOrder(self.num_pairs, training.batch_size, seed, names, "pairs")
+        self._order = EpochOrder(self.num_examples, training.batch_size, seed, names, "pairs")
 
     @property
-    def num_pairs(self) -> int:
+    def num_examples(self) -> int:
         """Number of pairs of an epoch, before the rest is cut off."""
         return len(self._rows)
 

@@ -74,6 +74,7 @@ def load_model(
     parts: Parts | None = None,
     image_size: int | None = None,
     device: torch.device | str = "cpu",
+    drop_path: float | None = None,
 ) -> Blip:
     """Read a model that `save_model` wrote.
 
@@ -84,6 +85,7 @@ def load_model(
         image_size: Side of the images the model shall read; the position embedding is resampled to
             it.
         device: Where to put it.
+        drop_path: Of the image encoder, where a task wants another than the model has.
 
     Raises:
         CheckpointError: A file is missing or damaged, the parts are not there, or a tensor is
@@ -95,9 +97,13 @@ def load_model(
     expected = {name: stored.get_parameter(name) for name in set(names.values())}
     check_tensors(f"{path / WEIGHTS}: does not fit its {CONFIG}", tensors, expected)
     parts = parts or stored.parts
+    sizes = stored.config
+    if drop_path is not None:
+        vision = sizes.vision.model_copy(update={"drop_path": drop_path})
+        sizes = sizes.model_copy(update={"vision": vision})
     with torch.device("meta"):
         model = Blip(
-            stored.config, image_size or stored.image_size, stored.vocab_size, stored.special, parts
+            sizes, image_size or stored.image_size, stored.vocab_size, stored.special, parts
         )
     num_tokens = model.vision.position_embedding.shape[1]
     tensors[POSITIONS] = resize_position_embedding(tensors[POSITIONS].float(), num_tokens)

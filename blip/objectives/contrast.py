@@ -1,5 +1,6 @@
 """ITC with momentum twin, queue and soft targets, as pre-training and retrieval have it."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,22 @@ class MomentumContrast(nn.Module):
         return Contrasted(
             loss, image_embed, text_embed, image_logits.detach(), text_logits.detach(), metrics
         )
+
+    @torch.no_grad()
+    def begin(self, momentum: Mapping[str, Tensor]) -> None:
+        """Go on from the twin and the features of another run, as fine-tuning does (BLIP.md 5.1).
+
+        The features are taken if the queue is as long. Whose they were is forgotten: the numbers of
+        images mean something within a run only.
+
+        Args:
+            momentum: Its state, `twin.*` and `queue.*`.
+        """
+        twin = {k.removeprefix("twin."): t for k, t in momentum.items() if k.startswith("twin.")}
+        self.twin.load_state_dict(twin)
+        if len(momentum["queue.images"]) == self.queue.size:
+            self.queue.images.copy_(momentum["queue.images"])
+            self.queue.texts.copy_(momentum["queue.texts"])
 
     def _hard_targets(self, batch: Batch, logits: Tensor) -> Tensor:
         if self.by_image:

@@ -94,7 +94,7 @@ class NlvrObjective(nn.Module):
         logits = self.model.classify(batch.token_ids, batch.attention_mask, images)
         loss = functional.cross_entropy(logits, batch.labels)
         accuracy = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
-        return Losses(loss, {"nlvr": loss.detach(), "accuracy": accuracy})
+        return Losses(loss, {"accuracy": accuracy})
 
 
 class RetrievalObjective(nn.Module):

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from blip.batch import Batch
+from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.config import Training
-from blip.data.loader import PairLoader
 from blip.objectives import Losses, Position
 from blip.progress import Progress
 from blip.tracker import Tracker
@@ -24,12 +24,29 @@ from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
 
 log = logging.getLogger(__name__)
 
+AnyBatch = Batch | QuestionBatch | StatementBatch
+
 TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would say it
+
+
+class Loader(Protocol):
+    """Batches by step: that of a step is the same, wherever the iteration starts."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of an epoch, before the rest is cut off."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches of an epoch."""
+
+    def iterate(self, start: int, stop: int) -> Iterator[AnyBatch]:
+        """Give the batches of the steps from `start` to `stop`."""
 
 
 def fit(
     objective: nn.Module,
-    loader: PairLoader,
+    loader: Loader,
     config: Training,
     tracker: Tracker,
     run_dir: Path,
@@ -45,7 +62,7 @@ def fit(
 
     Args:
         objective: Module of (batch, position) -> Losses, on the device of the loader's batches.
-        loader: The pairs.
+        loader: The examples.
         config: Length, optimizer, precision, how often to log and to save.
         tracker: Told a point every `log_every` steps.
         run_dir: Keeps the checkpoints.
@@ -106,7 +123,7 @@ def total_steps(config: Training, steps_per_epoch: int) -> int:
 def _step(
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Batch,
+    batch: AnyBatch,
     position: Position,
     config: Training,
     wants_norm: bool,

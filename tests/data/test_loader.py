@@ -124,7 +124,7 @@ def test_an_epoch_holds_every_pair_once(tmp_path: Path, tokenizer: Tokenizer) ->
     web = write_dataset(tmp_path / "web", range(7), captions=1)
     human = write_dataset(tmp_path / "human", range(100, 107), captions=3)
     loader = PairLoader([web, human], tokenizer, training(), seed=3)
-    assert (loader.num_pairs, loader.steps_per_epoch) == (28, 7)
+    assert (loader.num_examples, loader.steps_per_epoch) == (28, 7)
     expected = {(i, f"image {i} text 0") for i in range(7)}
     expected |= {(i, f"image {i} text {j}") for i in range(100, 107) for j in range(3)}
     epochs = []

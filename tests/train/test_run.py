@@ -3,21 +3,23 @@
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from blip.config import Config, Ingest, World, load_config
+from blip.config import PRESETS, Config, Ingest, World, load_config, read_yaml
 from blip.data.ingest import ingest
 from blip.data.loader import PairLoader
 from blip.data.world import draw_world
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.files import digest_directory, read_json
-from blip.models.checkpoint import load_model
-from blip.models.convert import official_names
+from blip.models.checkpoint import load_model, save_model
+from blip.models.convert import new_momentum, official_names
 from blip.models.vit import VisionTransformer
 from blip.tracker import NullTracker
 from blip.train.run import build_tokenizer, finetune, pretrain
@@ -140,7 +142,7 @@ def test_finetuning_takes_its_parts(stage: Stage, pretrained: Path, task: Any) -
     out, run_dir = stage.folders(task)
     # Another size than in pre-training: the position embedding is resampled.
     config = short_config(**{f"finetune.{task}.image_size": 48})
-    finetune(config, task, pretrained, stage.data[1], out, run_dir, NullTracker())
+    finetune(config, task, pretrained, [stage.data[1]], {}, out, run_dir, NullTracker())
     model = load_model(out)
     assert (model.parts, model.image_size) == (task, 48)
     assert (out / "vocab.txt").read_bytes() == (pretrained / "vocab.txt").read_bytes()
@@ -148,6 +150,57 @@ def test_finetuning_takes_its_parts(stage: Stage, pretrained: Path, task: Any) -
     assert metrics["steps"] == 4
     assert ("loss_lm" in metrics) == (task == "captioning")
     assert ("loss_itm" in metrics) == (task == "retrieval")
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr"])
+def test_finetuning_on_annotated_photos(
+    stage: Stage, pretrained: Path, tmp_path: Path, task: Any
+) -> None:
+    for number in range(8):
+        Image.new("RGB", (40, 32), (30 * number, 7, 90)).save(tmp_path / f"{number}.png")
+    names = [f"{number}.png" for number in range(8)]
+    rows: list[dict[str, Any]] = [
+        {"question_id": i, "question": "what?", "answer": ["a", "b"], "image": n, "dataset": "vqa"}
+        for i, n in enumerate(names)
+    ]
+    if task == "nlvr":
+        pairs = zip(names, reversed(names), strict=True)
+        rows = [{"sentence": "the left", "label": "True", "images": pair} for pair in pairs]
+    annotations = tmp_path / "rows.json"
+    annotations.write_text(json.dumps(rows))
+    section = read_yaml(PRESETS / "base_14m.yaml")["finetune"][task]
+    section |= SHORT | {"steps": 4, "epochs": None, "image_size": 48, "max_tokens": 20}
+    config = short_config(**{f"finetune.{task}": section})
+    out, run_dir = stage.folders(task)
+    finetune(config, task, pretrained, [annotations], {"": tmp_path}, out, run_dir, NullTracker())
+    model = load_model(out)
+    assert (model.parts, model.image_size, model.config.vision.drop_path) == (task, 48, 0.1)
+    metrics = read_json(out / "metrics.json")["training"]
+    assert metrics["steps"] == 4
+    assert ("loss_lm" in metrics) == (task == "vqa")
+    columns = (out / "curves.csv").read_text().splitlines()[0].split(",")
+    assert ("accuracy" in columns) == (task == "nlvr")
+    with pytest.raises(ConfigError, match=rf"finetune\.{task} is null"):
+        finetune(short_config(), task, pretrained, [annotations], {}, out, run_dir, NullTracker())
+
+
+def test_retrieval_goes_on_from_the_momentum_of_its_model(
+    stage: Stage, pretrained: Path, tmp_path: Path
+) -> None:
+    config = short_config()
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder)
+    model = load_model(folder)
+    momentum = new_momentum(model, config.finetune.retrieval.contrast.queue_size)
+    momentum["twin.vision.norm.weight"] = momentum["twin.vision.norm.weight"] + 1
+    save_model(model, folder, momentum)
+    results = {}
+    for start in (pretrained, folder):
+        out, run_dir = tmp_path / f"out_{start.name}", tmp_path / f"run_{start.name}"
+        out.mkdir()
+        finetune(config, "retrieval", start, [stage.data[1]], {}, out, run_dir, NullTracker())
+        results[start] = read_json(out / "metrics.json")["training"]["loss_itc"]
+    assert results[pretrained] != results[folder]
 
 
 def test_vocabulary_may_be_a_file(stage: Stage, tmp_path: Path) -> None:
