@@ -22,7 +22,7 @@ from blip.config import Config
 from blip.data.dataset import Dataset, open_dataset, write_table
 from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer, clean_caption
-from blip.errors import DataError
+from blip.errors import ConfigError, DataError
 from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
 from blip.files import write_json
 from blip.models.blip import Blip
@@ -81,6 +81,7 @@ def evaluate_retrieval(
         tracker: Told the metrics and the speed.
 
     Raises:
+        ConfigError: There are fewer images or texts than candidates asked for.
         DataError: There is no caption to look for.
     """
     device = prepare_device(config.threads)
@@ -88,6 +89,12 @@ def evaluate_retrieval(
     dataset = open_dataset(data)
     network = load_model(model, "retrieval", device=device).eval()
     keys, texts, owner = _read_pairs(dataset, Tokenizer(model / VOCABULARY), config)
+    fewest = min(len(keys), len(texts))
+    if config.evaluate.k > fewest:
+        raise ConfigError(
+            f"evaluate.k {config.evaluate.k} candidates, but {data} has {len(keys)} images and "
+            f"{len(texts)} texts: lower it to {fewest} at most"
+        )
     tr_rank, ir_rank = _rank(network, dataset, texts, owner, config)
     table = pa.table([keys, tr_rank, _lists(ir_rank, owner, len(keys))], schema=PER_IMAGE)
     write_table(out / "per_image.parquet", table)

@@ -60,7 +60,7 @@ def generate(
         for row, generator in zip(draws, generators or (), strict=True):
             torch.rand(length, generator=generator, out=row)
         draws = draws.to(device)
-    return _sample(model, memory, prompt, decoding, draws)
+    return sample(model, memory, prompt, decoding, draws)
 
 
 def seeded_generator(seed: int, key: str) -> torch.Generator:
@@ -110,14 +110,26 @@ def processed(scores: Tensor, token_ids: Tensor, decoding: config.Decoding, sep:
     return scores
 
 
-def _sample(
+def sample(
     model: Blip,
     memory: Memory,
     prompt: Tensor,
     decoding: config.Decoding,
     draws: Tensor | None,
 ) -> list[list[int]]:
-    """Write token by token: the likeliest, or what (B, steps) uniform draws choose."""
+    """Write token by token.
+
+    Args:
+        model: A model with a text decoder.
+        memory: Of B images or questions.
+        prompt: (1, T) ids, `[DEC]` first.
+        decoding: Limits and distribution.
+        draws: (B, max_length - T) in [0, 1): the choice of every step, as the place in the
+            cumulative distribution; `None` takes the likeliest token.
+
+    Returns:
+        Ids of each text, without prompt, `[SEP]` and padding.
+    """
     start, sep = prompt.shape[1], model.special.sep
     cache = TextCache(len(memory.key_values))
     token_ids = prompt.expand(len(memory), -1)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from blip.data.dataset import open_dataset, write_manifest
 from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer
-from blip.errors import CheckpointError, DataError
+from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import intervals
 from blip.evaluate.retrieval import (
     PER_IMAGE,
@@ -142,6 +142,16 @@ def test_a_rank_is_the_place_in_the_sorted_row(size: int, k: int, seed: int) -> 
     target = generator.integers(0, size, size)
     found = rank_targets(candidates, scores, target, size)
     np.testing.assert_array_equal(found, places[np.arange(size), target])
+
+
+def test_more_candidates_than_there_are(test_set, random_model, tmp_path: Path) -> None:
+    config, data = test_set
+    many = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"k": 13})})
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.k 13 candidates, but .* has 12 images.*: lower"
+    ):
+        evaluate_retrieval(many, random_model("retrieval"), data, tmp_path, NullTracker())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_is_measured_as_pair_by_pair(test_set, random_model, tmp_path: Path) -> None:
