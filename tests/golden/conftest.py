@@ -147,27 +147,6 @@ def contrast(
     return settings
 
 
-@pytest.fixture
-def with_blank_heads() -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Add zeros for the heads that a reference model of fewer parts does not have."""
-
-    def add(official: dict[str, Tensor]) -> dict[str, Tensor]:
-        vision = official["visual_encoder.cls_token"].shape[-1]
-        text = official["text_encoder.embeddings.LayerNorm.bias"].shape[0]
-        blank = {
-            "vision_proj.weight": torch.zeros(1, vision),
-            "vision_proj.bias": torch.zeros(1),
-            "text_proj.weight": torch.zeros(1, text),
-            "text_proj.bias": torch.zeros(1),
-            "itm_head.weight": torch.zeros(2, text),
-            "itm_head.bias": torch.zeros(2),
-            "temp": torch.ones(()),
-        }
-        return blank | official
-
-    return add
-
-
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
