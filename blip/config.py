@@ -166,7 +166,8 @@ class Optimizer(Section):
     """AdamW and its learning rate over the run (BLIP.md 2.2, 5).
 
     The rate rises linearly from `warmup_lr` to `lr` over `warmup_steps`; then `cosine` falls to `min_lr` at the last
-    step, `exponential` multiplies by `decay_rate` at every epoch, `constant` stays. `decay_all` puts weight decay on
+    step, `cosine_by_epoch` along the same wave once an epoch, as the reference does, `exponential` multiplies by
+    `decay_rate` at every epoch, `constant` stays. `decay_all` puts weight decay on
     biases, norms and the temperature too, as the reference does. `clip_norm` 0 means no clipping.
     """
 
@@ -174,7 +175,7 @@ class Optimizer(Section):
     min_lr: Rate
     warmup_lr: Rate
     warmup_steps: Count
-    schedule: Literal["cosine", "exponential", "constant"]
+    schedule: Literal["cosine", "cosine_by_epoch", "exponential", "constant"]
     decay_rate: Fraction
     weight_decay: Rate
     decay_all: bool

@@ -37,8 +37,8 @@ def learning_rate(config: Optimizer, step: int, steps_per_epoch: int, total_step
     - exponential: `decay_rate` once an epoch, counted from the first, not below `min_lr`. The
       reference warms up in the first epoch alone and jumps where that is shorter than the warm-up;
       here the warm-up goes on and the lower of both holds.
-    - cosine: a half wave to `min_lr`, at every step; the reference moves along the same wave once
-      an epoch, and both agree where an epoch begins.
+    - cosine: a half wave to `min_lr`, at every step; cosine_by_epoch, as in the reference: along
+      the same wave once an epoch.
     - constant: stays.
 
     Args:
@@ -54,7 +54,9 @@ def learning_rate(config: Optimizer, step: int, steps_per_epoch: int, total_step
         case "exponential":
             epoch = step // steps_per_epoch
             return min(warm, max(config.min_lr, config.lr * config.decay_rate**epoch))
-        case "cosine" if not warming:
+        case "cosine" | "cosine_by_epoch" if not warming:
+            if config.schedule == "cosine_by_epoch":
+                step = max(step - step % steps_per_epoch, config.warmup_steps)
             left = max(total_steps - config.warmup_steps, 1)
             wave = 1.0 + math.cos(math.pi * (step - config.warmup_steps) / left)
             return config.min_lr + 0.5 * (config.lr - config.min_lr) * wave
