@@ -49,7 +49,8 @@ class TaskLoader(Generic[B]):
         num_workers: int,
         device: torch.device,
     ) -> None:
-        self._order, self._read, self._batch = order, read, batch
+        self._order, self._read = order, read
+        self._batch: type[B] = batch
         self._num_workers, self._device = num_workers, device
 
     @property

@@ -66,7 +66,7 @@ def grad_cam(model: Blip, images: Tensor, token_ids: Tensor, mask: Tensor, layer
     attention = attended[0].detach()
     maps = (attention * gradient.clamp(min=0)).mean(dim=1)[:, :, 1:]  # without the CLS token
     side = round(maps.shape[-1] ** 0.5)
-    per_token = (maps * mask[:, :, None]).unflatten(2, (side, side))
+    per_token = (maps * mask[:, :, None]).reshape(*mask.shape, side, side)
     words = mask.clone()
     words[:, 0] = 0
     words.scatter_(1, mask.sum(dim=1, keepdim=True) - 1, 0)
