@@ -40,7 +40,9 @@ def test_a_caption_does_not_depend_on_its_batch(captioner, method):
         generate(model, memory.select(slice(i, i + 1)), PROMPT, decoding(method), [seeded(6)[i]])[0]
         for i in range(6)
     ]
-    backwards = generate(model, memory.select(torch.arange(5, -1, -1)), PROMPT, decoding(method), seeded(6)[::-1])
+    backwards = generate(
+        model, memory.select(torch.arange(5, -1, -1)), PROMPT, decoding(method), seeded(6)[::-1]
+    )
     assert together == alone == backwards[::-1]
     assert len({len(caption) for caption in together}) > 1  # else nothing was put to the test
 
