@@ -110,18 +110,19 @@ def build(
         has_momentum = parts in HAS_MOMENTUM and any(map(_of_momentum, tensors))
         momentum = new_momentum(model, sizes.queue_size) if has_momentum else None
         expected = to_official(model, momentum)
+    optional = derived(expected).keys() | set(filter(_of_momentum, expected))
     check_tensors(
         source,
         {named(name): tensor for name, tensor in tensors.items()},
         {named(name): tensor for name, tensor in expected.items()},
-        optional={named(name) for name in derived(expected)},
+        optional={named(name) for name in optional},
     )
     _check_repeated(model, tensors, source, named)
     state = from_official(model, tensors, source)
     model.load_state_dict({name: t.to(torch.float32) for name, t in state.items()}, assign=True)
-    return Checkpoint(
-        model, vocabulary, momentum_from_official(model, tensors) if has_momentum else None
-    )
+    if not has_momentum:
+        return Checkpoint(model, vocabulary)
+    return Checkpoint(model, vocabulary, *_read_momentum(model, tensors, expected, sizes))
 
 
 def write_salesforce(checkpoint: Checkpoint, out: Path) -> list[str]:
@@ -235,6 +236,24 @@ class Sizes:
 
     def _count(self, layer: str) -> int:
         return len({found[1] for name in self.tensors if (found := re.match(layer, name))})
+
+
+def _read_momentum(
+    model: Blip, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], sizes: Sizes
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give the momentum, what is missing of it as training starts with it, and a note of that."""
+    wanted = set(filter(_of_momentum, expected)) - derived(expected).keys()
+    missing, notes = sorted(wanted - tensors.keys()), []
+    if missing:
+        begin = to_official(model, new_momentum(model, sizes.queue_size))
+        tensors = {**tensors, **{name: begin[name] for name in missing}}
+        notes.append(
+            f"momentum copies and queue: {len(missing)} tensors are missing, {missing[0]} first; "
+            "they are taken as when training starts"
+        )
+    momentum = momentum_from_official(model, tensors)
+    whole = {n: t.to(torch.float32) if t.is_floating_point() else t for n, t in momentum.items()}
+    return whole, notes
 
 
 def _of_momentum(name: str) -> bool:

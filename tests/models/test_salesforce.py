@@ -14,6 +14,7 @@ from blip.data.text import Tokenizer
 from blip.errors import CheckpointError
 from blip.models.blip import Blip
 from blip.models.convert import HAS_MOMENTUM, new_momentum, to_official
+from blip.models.momentum import NO_IMAGE
 from blip.models.salesforce import (
     NO_HEADS,
     Checkpoint,
@@ -212,12 +213,35 @@ def test_shared_weights_that_differ(saved, vocabulary, heads):
         read_salesforce(path, vocabulary, heads)
 
 
-def test_half_a_momentum(build, tmp_path, vocabulary, heads):
+def test_what_is_missing_of_a_momentum_begins_anew(build, tmp_path, vocabulary, heads):
     model = build("retrieval")
-    state = to_official(model, new_momentum(model, 8))
-    del state["idx_queue"]
+    momentum = new_momentum(model, 8)
+    momentum = {name: t + 1 for name, t in momentum.items()}
+    state = to_official(model, momentum)
+    for name in (
+        "idx_queue",
+        "visual_encoder_m.cls_token",
+        "text_encoder_m.embeddings.position_ids",
+    ):
+        del state[name]
     torch.save(state, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"missing idx_queue$"):
+    read = read_salesforce(tmp_path / "model.pth", vocabulary, heads)
+    anew = {
+        "queue.image_ids": torch.full((8,), NO_IMAGE),
+        "twin.vision.cls_token": model.vision.cls_token.detach(),
+    }
+    assert same(read.momentum, momentum | anew)
+    (note,) = read.notes
+    assert "2 tensors are missing, idx_queue first" in note
+
+
+def test_a_momentum_of_another_model(build, tmp_path, vocabulary, heads):
+    state = to_official(build("retrieval"), new_momentum(build("retrieval"), 8))
+    state["vision_proj_m.bias"] = torch.zeros(3)
+    state["text_encoder_m.stray"] = torch.zeros(3)
+    torch.save(state, tmp_path / "model.pth")
+    wrong = r"unexpected text_encoder_m\.stray; vision_proj_m\.bias of shape \(3,\)"
+    with pytest.raises(CheckpointError, match=wrong):
         read_salesforce(tmp_path / "model.pth", vocabulary, heads)
 
 
@@ -261,7 +285,7 @@ def test_files_that_are_no_checkpoints(saved, vocabulary, heads, tmp_path):
     target = tmp_path / "was run"
     torch.save({"model": {"a": Malicious(target)}}, path)
     refused("is damaged, or holds more than plain data, which is not run")
-    path.write_bytes(pickle.dumps(Malicious(target)))
+    path.write_bytes(pickle.dumps(Malicious(target), protocol=2))
     refused("is damaged, or holds more than plain data, which is not run")
     assert not target.exists()
     torch.save([1, 2], path)
