@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import experiment, models, stages
+from blip.cli import experiment, inference, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,12 +36,15 @@ for verb in (
     stages.tokenizer,
     stages.pretrain,
     stages.finetune,
-    stages.caption,
+    inference.caption,
     stages.score,
     stages.select,
     stages.evaluate,
     stages.compare,
     stages.promote,
+    inference.vqa,
+    inference.match,
+    inference.features,
     models.convert,
     experiment.study,
     experiment.report,

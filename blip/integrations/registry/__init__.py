@@ -9,6 +9,8 @@ import importlib.metadata
 import io
 import logging
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import ConfigError, DataError
-from blip.files import read_json, write_json
+from blip.files import atomic_directory, digest_directory, lock, read_json, write_json
 from blip.integrations.tracking.server import MlflowServer, mlflow_errors
 from blip.integrations.tracking.settings import Gate, Task, TrackingSettings, quiet_mlflow
 from blip.stage import RECORD, input_digest
@@ -26,6 +28,9 @@ from blip.tracker import Tracker
 log = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+FETCHED = Path("runs/models")  # models that were fetched
+
+_URI = re.compile(r"models:/([^/:@]+)(?:@([\w-]+)|/(\d+))$")
 
 _CODE = Path(__file__).with_name("served_model.py")
 _REQUIREMENTS = (
@@ -106,6 +111,66 @@ def promote(
     if decision.difference is not None:
         numbers |= {f"difference_{name}": v for name, v in decision.difference.items()}
     tracker.metrics({f"promotion/{name}": number for name, number in numbers.items()})
+
+
+def fetch_model(settings: TrackingSettings, uri: str, cache: Path = FETCHED) -> Path:
+    """Give the folder of a registered model, fetched once: a version never changes.
+
+    Args:
+        settings: `mlflow.yaml`.
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        cache: Keeps what was fetched, by digest.
+
+    Raises:
+        ConfigError: The URI is malformed, or the registry has no such model.
+        IntegrationError: The tracking server is away or refuses.
+        DataError: What came is not what was registered.
+    """
+    parsed = _URI.match(uri)
+    if parsed is None:
+        raise ConfigError(f"{uri}: must be models:/NAME@ALIAS or models:/NAME/VERSION")
+    quiet_mlflow()
+    with _mlflow(settings) as client:
+        version = _named_version(client, settings, uri, *parsed.groups())
+        digest = version.tags.get("blip.model")
+        if digest is None:
+            raise ConfigError(f"{uri}: was not registered by blip promote: name another version")
+        out = cache / digest[:16]
+        with lock(cache / f"{digest[:16]}.lock", f"fetching {uri}", wait=True):
+            if not out.is_dir():
+                _download(version, digest, uri, out)
+    return out
+
+
+def _named_version(
+    client: Any, settings: TrackingSettings, uri: str, name: str, alias: str | None, number: str
+) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if alias is not None:
+            return client.get_model_version_by_alias(name, alias)
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ConfigError(f"{uri}: is not in the registry at {settings.shown_uri}") from None
+
+
+def _download(version: Any, digest: str, uri: str, out: Path) -> None:
+    """Fetch a version's model, out of all that MLflow logged with it."""
+    import mlflow.artifacts
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory() as folder, atomic_directory(out) as fetched:
+        place = f"models:/{version.name}/{version.version}"
+        logged = Path(mlflow.artifacts.download_artifacts(place, dst_path=folder))
+        artifacts = Model.load(str(logged)).flavors["python_function"]["artifacts"]
+        shutil.copytree(logged / artifacts["model"]["path"], fetched, dirs_exist_ok=True)
+        if digest_directory(fetched, without=frozenset({RECORD})) != digest:
+            raise DataError(
+                f"{uri}: is not what was registered: its artifacts were changed or cut short"
+            )
 
 
 def _check_results(task: Task, model: Path, results: Path, gate: Gate) -> float:
