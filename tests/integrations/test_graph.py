@@ -57,6 +57,7 @@ PLUMBING = (  # carries results without having a part in them
     "blip/config.py",
     "blip/errors.py",
     "blip/files.py",
+    "blip/hub.py",
     "blip/log.py",
     "blip/progress.py",
     "blip/stage.py",
