@@ -164,20 +164,27 @@ def finetune(
     force: Force = False,
 ) -> None:
     """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter."""
+    from blip.errors import ConfigError
+    from blip.train.annotated import finetune_annotated
     from blip.train.run import finetune
 
     config = read_config(params, sets)
     inputs = {"model": [model], "data": data}
     section = {"task": task, **sections(config, "seed", "threads")}
     section[task] = sections(config.finetune, task)[task]
+    if photos and task in ("captioning", "retrieval"):
+        raise ConfigError(f"--photos is for vqa and nlvr; {task} reads a dataset version")
     folders = {}
     for folder in photos or []:
         name, _, path = folder.rpartition("=")
         folders[name] = Path(path)
     with stage("finetune", out, inputs, section, config, metrics, force) as running:
         if running:
-            run_dir, journal = running.run_dir, running.journal
-            finetune(config, task, model, data, folders, running.out, run_dir, journal)
+            places = running.out, running.run_dir, running.journal
+            if task == "captioning" or task == "retrieval":
+                finetune(config, task, model, data, *places)
+            else:
+                finetune_annotated(config, task, model, data, folders, *places)
 
 
 def caption_stage(

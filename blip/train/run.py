@@ -1,18 +1,16 @@
 """READ THIS FIRST: from a configuration to a trained model: config -> parts -> fit -> files."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import nn
 
 from blip.config import Config, Training
-from blip.data.annotations import read_questions, read_statements
-from blip.data.dataset import Dataset, open_dataset
+from blip.data.dataset import open_dataset
 from blip.data.loader import PairLoader
-from blip.data.tasks import question_loader, statement_loader
 from blip.data.text import (
     VOCABULARY,
     Tokenizer,
@@ -26,20 +24,11 @@ from blip.models.blip import Blip
 from blip.models.checkpoint import load_model, load_momentum, save_model
 from blip.models.device import prepare_device
 from blip.models.pretrained import find_weights, load_weights
-from blip.objectives.finetune import (
-    CaptioningObjective,
-    NlvrObjective,
-    RetrievalObjective,
-    VqaObjective,
-)
+from blip.objectives.finetune import CaptioningObjective, RetrievalObjective
 from blip.objectives.pretrain import PretrainObjective
-from blip.stage import input_digest
 from blip.tracker import Tracker
 from blip.train.curve import Point, write_curves
 from blip.train.trainer import Loader, fit
-
-T = TypeVar("T")
-Task = Literal["captioning", "retrieval", "vqa", "nlvr"]
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +76,7 @@ def pretrain(
     """
     _check_model(config)
     weights = find_weights(config.model)
-    device = _prepare(config)
+    device = prepare(config)
     text = Tokenizer(tokenizer / VOCABULARY)
     datasets = [open_dataset(path) for path in data]
     training = config.pretrain
@@ -97,91 +86,67 @@ def pretrain(
     objective = PretrainObjective(model, training.contrast).to(device)
     started_from = [digest_file(path) for path in weights.values()]
     digests = [*(dataset.digest for dataset in datasets), *started_from]
-    identity = _identity(config, training, digests)
+    identity = identify(config, training, digests)
     curve = fit(objective, loader, training, tracker, run_dir, name="pretrain", identity=identity)
-    _write(model, tokenizer, training, loader, curve, out)
+    write(model, tokenizer, training, loader, curve, out)
 
 
 def finetune(
     config: Config,
-    task: Task,
+    task: Literal["captioning", "retrieval"],
     model: Path,
     data: list[Path],
-    photos: Mapping[str, Path],
     out: Path,
     run_dir: Path,
     tracker: Tracker,
 ) -> None:
-    """Fine-tune a pre-trained model for a task (BLIP.md 5); CapFilt needs the first two.
+    """Fine-tune a pre-trained model: the captioner (LM) or the filter (ITC and ITM) (BLIP.md 5).
+
+    For VQA and NLVR2, which learn from annotated photos, see `blip.train.annotated`.
 
     Args:
         config: The experiment; its `seed`, `threads` and `finetune.<task>`.
         task: Which one.
         model: Folder of the model to start from, with its `vocab.txt`.
-        data: Dataset versions for captioning and retrieval; annotation files for VQA and NLVR2.
-        photos: Where the photos of annotation files lie, by the name of their collection.
+        data: Dataset versions.
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
 
     Raises:
-        ConfigError: The experiment does not have the task.
         BlipError: See `fit`.
     """
-    device = _prepare(config)
+    device = prepare(config)
     text = Tokenizer(model / VOCABULARY)
-    seed = config.seed
+    datasets = [open_dataset(path) for path in data]
     training: Training
     objective: nn.Module
-    loader: Loader
+    prompt = ""
     match task:
         case "captioning":
             training = captioning = config.finetune.captioning
             prompt = captioning.prompt
-            loader = PairLoader(_open(data), text, training, seed, prompt, device)
             blip = load_model(model, "captioning", training.image_size)
             length = len(text.prompt(prompt))
             objective = CaptioningObjective(blip, captioning.label_smoothing, length)
         case "retrieval":
             training = retrieval = config.finetune.retrieval
-            loader = PairLoader(_open(data), text, training, seed, device=device)
             blip = load_model(model, "retrieval", training.image_size)
             objective = RetrievalObjective(blip, retrieval.contrast, retrieval.negative_all_rank)
             if momentum := load_momentum(model, blip):
                 objective.contrast.begin(momentum)
-        case "vqa":
-            training = vqa = _configured(config.finetune.vqa, task)
-            questions = [q for path in data for q in read_questions(path)]
-            loader = question_loader(questions, photos, text, training, seed, device)
-            blip = load_model(model, "vqa", training.image_size, drop_path=vqa.drop_path)
-            objective = VqaObjective(blip, vqa.label_smoothing)
-        case "nlvr":
-            training = nlvr = _configured(config.finetune.nlvr, task)
-            statements = [s for path in data for s in read_statements(path)]
-            loader = statement_loader(statements, photos, text, training, seed, device)
-            blip = load_model(model, "nlvr", training.image_size, drop_path=nlvr.drop_path)
-            objective = NlvrObjective(blip)
-    identity = _identity(config, training, [input_digest(path) for path in data])
+    loader = PairLoader(datasets, text, training, config.seed, prompt, device)
+    identity = identify(config, training, [dataset.digest for dataset in datasets])
     curve = fit(
         objective.to(device), loader, training, tracker, run_dir, name=task, identity=identity
     )
-    _write(blip, model, training, loader, curve, out)
+    write(blip, model, training, loader, curve, out)
 
 
-def _prepare(config: Config) -> torch.device:
+def prepare(config: Config) -> torch.device:
     """Fix threads and chance, so that results do not depend on where a stage runs."""
     torch.manual_seed(config.seed)
     return prepare_device(config.threads)
-
-
-def _open(data: list[Path]) -> list[Dataset]:
-    return [open_dataset(path) for path in data]
-
-
-def _configured(section: T | None, task: Task) -> T:
-    if section is None:
-        raise ConfigError(f"finetune.{task} is null: this experiment does not have the task")
-    return section
 
 
 def _check_model(config: Config) -> None:
@@ -203,11 +168,12 @@ def _check_model(config: Config) -> None:
             )
 
 
-def _identity(config: Config, training: Training, digests: Sequence[str]) -> str:
+def identify(config: Config, training: Training, digests: Sequence[str]) -> str:
+    """Give the digest of what decides a run; `digests` are those of its inputs."""
     return digest_json([config.seed, config.model.model_dump(), training.model_dump(), digests])
 
 
-def _write(
+def write(
     model: Blip,
     tokenizer: Path,
     training: Training,
@@ -215,6 +181,7 @@ def _write(
     curve: list[Point],
     out: Path,
 ) -> None:
+    """Write a trained model with its vocabulary, its curve and what training came to."""
     save_model(model, out)
     _copy_vocabulary(tokenizer / VOCABULARY, out)
     write_curves(curve, out / "curves.csv")

@@ -22,6 +22,7 @@ from blip.models.checkpoint import load_model, save_model
 from blip.models.convert import new_momentum, official_names
 from blip.models.vit import VisionTransformer
 from blip.tracker import NullTracker
+from blip.train.annotated import finetune_annotated
 from blip.train.run import build_tokenizer, finetune, pretrain
 
 PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
@@ -142,7 +143,7 @@ def test_finetuning_takes_its_parts(stage: Stage, pretrained: Path, task: Any) -
     out, run_dir = stage.folders(task)
     # Another size than in pre-training: the position embedding is resampled.
     config = short_config(**{f"finetune.{task}.image_size": 48})
-    finetune(config, task, pretrained, [stage.data[1]], {}, out, run_dir, NullTracker())
+    finetune(config, task, pretrained, [stage.data[1]], out, run_dir, NullTracker())
     model = load_model(out)
     assert (model.parts, model.image_size) == (task, 48)
     assert (out / "vocab.txt").read_bytes() == (pretrained / "vocab.txt").read_bytes()
@@ -172,7 +173,9 @@ def test_finetuning_on_annotated_photos(
     section |= SHORT | {"steps": 4, "epochs": None, "image_size": 48, "max_tokens": 20}
     config = short_config(**{f"finetune.{task}": section})
     out, run_dir = stage.folders(task)
-    finetune(config, task, pretrained, [annotations], {"": tmp_path}, out, run_dir, NullTracker())
+    finetune_annotated(
+        config, task, pretrained, [annotations], {"": tmp_path}, out, run_dir, NullTracker()
+    )
     model = load_model(out)
     assert (model.parts, model.image_size, model.config.vision.drop_path) == (task, 48, 0.1)
     metrics = read_json(out / "metrics.json")["training"]
@@ -181,7 +184,9 @@ def test_finetuning_on_annotated_photos(
     columns = (out / "curves.csv").read_text().splitlines()[0].split(",")
     assert ("accuracy" in columns) == (task == "nlvr")
     with pytest.raises(ConfigError, match=rf"finetune\.{task} is null"):
-        finetune(short_config(), task, pretrained, [annotations], {}, out, run_dir, NullTracker())
+        finetune_annotated(
+            short_config(), task, pretrained, [annotations], {}, out, run_dir, NullTracker()
+        )
 
 
 def test_retrieval_goes_on_from_the_momentum_of_its_model(
@@ -198,7 +203,7 @@ def test_retrieval_goes_on_from_the_momentum_of_its_model(
     for start in (pretrained, folder):
         out, run_dir = tmp_path / f"out_{start.name}", tmp_path / f"run_{start.name}"
         out.mkdir()
-        finetune(config, "retrieval", start, [stage.data[1]], {}, out, run_dir, NullTracker())
+        finetune(config, "retrieval", start, [stage.data[1]], out, run_dir, NullTracker())
         results[start] = read_json(out / "metrics.json")["training"]["loss_itc"]
     assert results[pretrained] != results[folder]
 
