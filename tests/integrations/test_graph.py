@@ -58,7 +58,6 @@ PLUMBING = (  # carries results without having a part in them
     "blip/errors.py",
     "blip/files.py",
     "blip/hub.py",
-    "blip/hub.py",
     "blip/log.py",
     "blip/progress.py",
     "blip/stage.py",
