@@ -24,7 +24,7 @@ from blip.models.salesforce import (
     read_salesforce,
     write_salesforce,
 )
-from blip.models.tensors import check_tensors, read_safetensors, write_safetensors
+from blip.models.tensors import check_tensors, read_safetensors, read_torch, write_safetensors
 from blip.models.vit import resize_position_embedding
 
 WEIGHTS = "model.safetensors"
@@ -184,7 +184,8 @@ def read_checkpoint(
         vocabulary = str(folder / VOCABULARY)
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint: name a .pth file or a folder")
-    document = _read_config(path / CONFIG) if path.is_dir() else {}
+    # What is no checkpoint needs no vocabulary, and the hub may take its time to have none.
+    document = _read_config(path / CONFIG) if path.is_dir() else read_torch(path)
     found = find_vocabulary(vocabulary or DEFAULT_VOCABULARY)
     if path.is_file():
         return read_salesforce(path, found, heads)

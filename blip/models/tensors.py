@@ -54,7 +54,8 @@ def read_torch(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        # The first sentence: those after it advise to trust the file.
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0][:200]
         raise CheckpointError(
             f"{path}: is damaged, or holds more than plain data, which is not run ({reason}): "
             "fetch it anew, or save its state dict alone"
