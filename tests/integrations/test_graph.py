@@ -44,10 +44,13 @@ MODEL = (  # imported, but not run, by stages that read results
     "blip/data/dataset.py",
     "blip/data/images.py",
     "blip/data/loader.py",
+    "blip/data/pictures.py",
     "blip/data/text.py",
     "blip/data/transforms.py",
     "blip/distributed.py",
+    "blip/inference.py",
     "blip/models",
+    "blip/objectives",
 )
 READERS = ("compare", "promote", "report")
 
