@@ -30,8 +30,9 @@ from blip.data.text import VOCABULARY, Tokenizer, train_vocabulary
 from blip.errors import ConfigError, DataError, IntegrationError
 from blip.evaluate import captioning, retrieval
 from blip.evaluate.bootstrap import intervals, plain
-from blip.files import read_json, write_json
-from blip.integrations.registry import promote
+from blip.files import digest_path, read_json, write_json
+from blip.inference import load_predictor
+from blip.integrations.registry import fetch_model, promote
 from blip.integrations.tracking.settings import Task, TrackingSettings, load_settings
 from blip.integrations.tracking.shipping import ship
 from blip.models.blip import Blip
@@ -307,3 +308,42 @@ def ask(request: urllib.request.Request, server: subprocess.Popen[bytes]) -> Any
             assert server.poll() is None, Path("serve.log").read_text()
             assert time.monotonic() < deadline, "does not answer"
             time.sleep(0.5)
+
+
+def test_a_registered_model_is_fetched_once(
+    settings: TrackingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = train("captioning", "one", 0)
+    decide(settings, "captioning", model, measure("captioning", model, 0.5))
+    fetched = fetch_model(settings, "models:/blip-captioner@champion")
+    assert digest_path(fetched) == digest_path(model)
+    assert load_predictor(fetched, "captioning").model.parts == "captioning"
+    shutil.rmtree("mlartifacts")  # what is here already needs no server's files
+    assert fetch_model(settings, "models:/blip-captioner/1") == fetched
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_registered_model_that_was_changed_is_refused(settings: TrackingSettings) -> None:
+    model = train("retrieval", "one", 0)
+    decide(settings, "retrieval", model, measure("retrieval", model, 0.5))
+    (vocabulary,) = Path("mlartifacts").rglob(VOCABULARY)
+    vocabulary.write_text(vocabulary.read_text() + "more\n")
+    for _ in range(2):
+        with pytest.raises(DataError, match="blip-retrieval@champion: is not what was registered"):
+            fetch_model(settings, "models:/blip-retrieval@champion")
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("models:/blip-retrieval@nobody", "is not in the registry at sqlite"),
+        ("models:/blip-nothing@champion", "is not in the registry at sqlite"),
+        ("models:/blip-retrieval/7", "is not in the registry at sqlite"),
+        ("models:/blip-retrieval", "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
+    ],
+)
+def test_a_model_that_is_not_registered(settings: TrackingSettings, uri: str, message: str) -> None:
+    model = train("retrieval", "one", 0)
+    decide(settings, "retrieval", model, measure("retrieval", model, 0.5))
+    with pytest.raises(ConfigError, match=f"{uri}: {message}"):
+        fetch_model(settings, uri)
