@@ -1,0 +1,1 @@
+"""How fast the hot paths are: ours against the plain way and other programs, to equal results."""

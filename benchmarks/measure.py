@@ -1,0 +1,241 @@
+"""Measuring ways to one result: equality first, then time, memory and arithmetic in one run."""
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from blip.errors import BlipError
+
+Outcome = Mapping[str, Tensor]
+Shape = tuple[int, ...]
+
+MATRIX_SIDE = 2048
+MIB = 2**20
+
+
+class UnequalError(BlipError):
+    """Two ways give different results: neither is worth timing."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to a result.
+
+    Attributes:
+        run: What is timed.
+        check: Gives the results that must be equal; `None` where `run` gives them.
+    """
+
+    run: Callable[[], Outcome]
+    check: Callable[[], Outcome] | None = None
+
+
+def absolute(ours: Tensor, theirs: Tensor) -> float:
+    """Give the largest difference."""
+    return (ours - theirs).abs().max().item()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A path and the ways to go it.
+
+    Attributes:
+        path: What is done, on what.
+        ways: By name; ours is the first.
+        targets: How many times faster ours shall be than others, at full size.
+        items: How many `unit` a run handles.
+        unit: Images, pairs, captions, ...
+        difference: Of two tensors of floats; integers must be equal.
+        tolerance: What `difference` may be; `None` reports it only.
+    """
+
+    path: str
+    ways: Mapping[str, Way]
+    items: int
+    unit: str
+    targets: Mapping[str, float] = field(default_factory=dict)
+    difference: Callable[[Tensor, Tensor], float] = absolute
+    tolerance: float | None = 1e-5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one way cost.
+
+    Attributes:
+        seconds: Of every run.
+        flops: Of a run, as counted: matrix products, convolutions, attention.
+    """
+
+    seconds: list[float]
+    flops: int
+
+    @property
+    def median(self) -> float:
+        """Seconds of the median run."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A case, measured.
+
+    Attributes:
+        case: Without its ways, which hold models.
+        measured: By way.
+        differences: The worst difference from ours, by way.
+        peaks: Bytes at most beyond weights and inputs, by way; `None` where it cannot be measured.
+    """
+
+    case: Case
+    measured: Mapping[str, Measured]
+    differences: Mapping[str, float]
+    peaks: Mapping[str, int | None] = field(default_factory=dict)
+
+
+def compare(case: Case, repeats: int) -> Comparison:
+    """Check that all ways give one result, then time them in turn.
+
+    Args:
+        case: The path.
+        repeats: Runs of every way, the warm-up not counted.
+
+    Raises:
+        UnequalError: They do not.
+    """
+    outcomes: dict[str, Outcome] = {}
+    flops = {}
+    for name, way in case.ways.items():
+        with _flop_counter() as counter:
+            outcomes[name] = (way.check or way.run)()
+        flops[name] = counter.get_total_flops()
+    ours, *others = outcomes
+    differences = {other: _differ(case, outcomes[ours], outcomes[other], other) for other in others}
+    outcomes.clear()
+    seconds: dict[str, list[float]] = {name: [] for name in case.ways}
+    for way in case.ways.values():
+        if way.check is not None:
+            way.run()
+    for _ in range(repeats):
+        for name, way in case.ways.items():
+            seconds[name].append(timed(way.run))
+    measured = {name: Measured(seconds[name], flops[name]) for name in case.ways}
+    return Comparison(replace(case, ways={}), measured, differences)
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Give the seconds of a run, of which a GPU's work is part."""
+    _settle()
+    began = time.perf_counter()
+    run()
+    _settle()
+    return time.perf_counter() - began
+
+
+def matrix_rate(device: torch.device) -> float:
+    """Measure the best rate of fp32 matrix products here, in FLOP/s."""
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device) for _ in range(2))
+    left @ right
+    return 2 * MATRIX_SIDE**3 / min(timed(lambda: left @ right) for _ in range(5))
+
+
+def peak_in_process(build: Callable[[Sequence[str]], Case], way: str) -> int | None:
+    """Give the peak memory of a way's first run, in bytes, by a process of its own.
+
+    Args:
+        build: Makes the case with the ways that are wanted; can be pickled.
+        way: Its name.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak, build, way, torch.get_num_threads()).result()
+
+
+def _peak(build: Callable[[Sequence[str]], Case], way: str, threads: int) -> int | None:
+    torch.set_num_threads(threads)
+    run = build([way]).ways[way].run
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with contextlib.suppress(OSError, AttributeError):  # of glibc: else freed memory hides growth
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # resets the high-water mark
+    except OSError:
+        return None  # no Linux, or not allowed
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """Read a size of this process from the kernel, in bytes."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def _differ(case: Case, ours: Outcome, theirs: Outcome, other: str) -> float:
+    """Give the worst difference of two outcomes."""
+    worst = 0.0
+    for name, mine in ours.items():
+        its = theirs[name]
+        if mine.shape != its.shape:
+            raise UnequalError(
+                f"{case.path}: {name} is {tuple(mine.shape)} by ours and {tuple(its.shape)} by "
+                f"{other}: one of them computes something else"
+            )
+        if not mine.is_floating_point():
+            if not torch.equal(mine, its):
+                count = int((mine != its).sum())
+                raise UnequalError(
+                    f"{case.path}: {count} of {mine.numel()} {name} differ between ours and "
+                    f"{other}, which must be equal: nothing was timed"
+                )
+            continue
+        found = case.difference(mine, its)
+        if case.tolerance is not None and not found <= case.tolerance:
+            raise UnequalError(
+                f"{case.path}: {name} differs by {found:.2g} between ours and {other}, allowed is "
+                f"{case.tolerance:g}: nothing was timed"
+            )
+        worst = max(worst, found)
+    return worst
+
+
+def _flop_counter() -> FlopCounterMode:
+    # Attention on the CPU is an operator of its own, which the counter does not know.
+    def forward(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    def backward(
+        grad: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object
+    ) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+    operators = torch.ops.aten
+    attention = {
+        operators._scaled_dot_product_flash_attention_for_cpu: forward,
+        operators._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
