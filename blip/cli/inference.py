@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blip.inference import Need, Predictor
 
 NAMES = "Image files, folders (all images below them), or -: one image, or names, one a line."
-Images = Annotated[list[str], typer.Argument(help=NAMES, metavar="IMAGE...")]
+Images = Annotated[list[str], typer.Argument(help=NAMES, metavar="IMAGE")]
 CHECKPOINT = (
     "A folder of ours or of transformers, a .pth of salesforce/BLIP, "
     "or models:/NAME@ALIAS or models:/NAME/VERSION of the registry."
@@ -42,7 +42,7 @@ _STAGE = {"model", "data", "out", "params", "sets", "metrics", "force"}
 
 def caption(
     context: typer.Context,
-    images: Annotated[list[str] | None, typer.Argument(help=NAMES, metavar="[IMAGE...]")] = None,
+    images: Annotated[list[str] | None, typer.Argument(help=NAMES, metavar="IMAGE")] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help=CHECKPOINT)] = None,
     prompt: Annotated[str, typer.Option(help="What captions begin with.")] = "a picture of ",
     method: Annotated[Literal["beam", "greedy", "nucleus"], typer.Option()] = "beam",
@@ -155,7 +155,11 @@ def match(
         ),
     ] = None,
     layer: Annotated[
-        int, typer.Option(min=0, help="Of the text encoder, from 0, for --heatmaps.")
+        int,
+        typer.Option(
+            min=0,
+            help="Of the text encoder, from 0, for --heatmaps; words have no map in the last.",
+        ),
     ] = 7,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,

@@ -230,7 +230,7 @@ class Sizes:
         if width not in RELEASED_HEADS:
             raise CheckpointError(
                 f"{self.source}: does not tell the number of attention heads, and no released "
-                f"model has {stack} width {width}: give --{stack}-heads"
+                f"model has {stack} width {width}: give --{stack}-heads to blip convert"
             )
         return RELEASED_HEADS[width]
 
