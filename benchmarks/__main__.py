@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import typer
 
 from benchmarks import table
@@ -17,13 +18,14 @@ from blip.models.device import prepare_device
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-EVERY_WAY = ("ours", "plain", "transformers")
+AGAINST = "plain,transformers,torchvision,fp32,eager"
 
 
 @app.command()
 def main(
     size: Annotated[Literal["tiny", "base"], typer.Option(help="Of the models.")] = "base",
     paths: Annotated[str, typer.Option(help="Names with commas between.")] = ",".join(PATHS),
+    against: Annotated[str, typer.Option(help="Ways to compare with, the same way.")] = AGAINST,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 5,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     scale: Annotated[
@@ -37,21 +39,21 @@ def main(
 ) -> None:
     """Time ours against the plain way and transformers, after checking that results are equal."""
     builders: dict[str, Builder] = {**PATHS, "retrieval": partial(build_retrieval, scale)}
-    names = paths.split(",")
+    names, ways = paths.split(","), ["ours", *against.split(",")]
     if unknown := [name for name in names if name not in builders]:
         raise ConfigError(f"no path {unknown[0]!r}: one of {', '.join(builders)}")
     device = prepare_device(threads)
-    rate = matrix_rate(device)
+    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     sizes = find_size(size)
     done = []
     for name in names:
-        done.append(_measure(partial(builders[name], sizes, device), name, repeats, memory))
+        done.append(_measure(partial(builders[name], sizes, device), name, ways, repeats, memory))
     if device.type == "cuda" and "bf16" in names and size == "base":
         large = partial(build_bf16, find_size("large"), device)
-        done.append(_measure(large, "bf16", repeats, memory))
+        done.append(_measure(large, "bf16", ways, repeats, memory))
     full = size == "base"
-    machine, run = table.describe_machine(threads), table.describe_run(size, repeats, rate)
-    result = table.markdown(done, full, rate)
+    machine, run = table.describe_machine(threads), table.describe_run(size, repeats, rates)
+    result = table.markdown(done, full, rates)
     typer.echo(f"{machine}\n{run}\n\n{result}")
     if out is not None:
         table.write_json(done, full, out)
@@ -59,9 +61,14 @@ def main(
         table.record(machine, run, result, record)
 
 
-def _measure(build: "partial[Case]", name: str, repeats: int, memory: bool) -> Comparison:
+def _measure(
+    build: "partial[Case]", name: str, ways: list[str], repeats: int, memory: bool
+) -> Comparison:
     typer.echo(f"{name}: building, checking, timing", err=True)
-    found = compare(build(EVERY_WAY), repeats)
+    case = build(ways)
+    case = replace(case, ways={way: how for way, how in case.ways.items() if way in ways})
+    found = compare(case, repeats)
+    del case  # its models make room for those of the next processes
     typer.echo(f"{name}: {table.summary(found)}", err=True)
     if not memory:
         return found

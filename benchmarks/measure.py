@@ -20,7 +20,6 @@ from blip.errors import BlipError
 Outcome = Mapping[str, Tensor]
 Shape = tuple[int, ...]
 
-MATRIX_SIDE = 2048
 MIB = 2**20
 
 
@@ -35,10 +34,12 @@ class Way:
     Attributes:
         run: What is timed.
         check: Gives the results that must be equal; `None` where `run` gives them.
+        dtype: Of its matrix products.
     """
 
     run: Callable[[], Outcome]
     check: Callable[[], Outcome] | None = None
+    dtype: torch.dtype = torch.float32
 
 
 def absolute(ours: Tensor, theirs: Tensor) -> float:
@@ -58,6 +59,7 @@ class Case:
         unit: Images, pairs, captions, ...
         difference: Of two tensors of floats; integers must be equal.
         tolerance: What `difference` may be; `None` reports it only.
+        most_repeats: Runs are no more than these, where one takes minutes.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Case:
     targets: Mapping[str, float] = field(default_factory=dict)
     difference: Callable[[Tensor, Tensor], float] = absolute
     tolerance: float | None = 1e-5
+    most_repeats: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Measured:
     Attributes:
         seconds: Of every run.
         flops: Of a run, as counted: matrix products, convolutions, attention.
+        dtype: Of its matrix products.
     """
 
     seconds: list[float]
     flops: int
+    dtype: torch.dtype
 
     @property
     def median(self) -> float:
@@ -127,10 +132,12 @@ def compare(case: Case, repeats: int) -> Comparison:
     for way in case.ways.values():
         if way.check is not None:
             way.run()
-    for _ in range(repeats):
+    for _ in range(min(repeats, case.most_repeats or repeats)):
         for name, way in case.ways.items():
             seconds[name].append(timed(way.run))
-    measured = {name: Measured(seconds[name], flops[name]) for name in case.ways}
+    measured = {
+        name: Measured(seconds[name], flops[name], way.dtype) for name, way in case.ways.items()
+    }
     return Comparison(replace(case, ways={}), measured, differences)
 
 
@@ -143,11 +150,12 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def matrix_rate(device: torch.device) -> float:
-    """Measure the best rate of fp32 matrix products here, in FLOP/s."""
-    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device) for _ in range(2))
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure the best rate of matrix products here, in FLOP/s."""
+    side = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     left @ right
-    return 2 * MATRIX_SIDE**3 / min(timed(lambda: left @ right) for _ in range(5))
+    return 2 * side**3 / min(timed(lambda: left @ right) for _ in range(5))
 
 
 def peak_in_process(build: Callable[[Sequence[str]], Case], way: str) -> int | None:
@@ -192,6 +200,9 @@ def _status(key: str) -> int:
 
 def _differ(case: Case, ours: Outcome, theirs: Outcome, other: str) -> float:
     """Give the worst difference of two outcomes."""
+    if ours.keys() != theirs.keys():
+        name = min(ours.keys() ^ theirs.keys())
+        raise UnequalError(f"{case.path}: only one of ours and {other} has a {name}")
     worst = 0.0
     for name, mine in ours.items():
         its = theirs[name]

@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
@@ -19,6 +19,9 @@ HEAD = (
     "path", "against", "ours s", "theirs s", "ratio", "target", "worst difference", "peak MiB",
     "their peak", "GFLOP", "theirs", "share of rate", "theirs", "per second",
 )  # fmt: skip
+
+
+Rates = Mapping[torch.dtype, float]
 
 
 class Row(TypedDict):
@@ -60,8 +63,8 @@ def rows(comparisons: Sequence[Comparison], full_size: bool) -> list[Row]:
     return found
 
 
-def markdown(comparisons: Sequence[Comparison], full_size: bool, rate: float) -> str:
-    """Give the table; `rate` is what matrix products reach here, in FLOP/s."""
+def markdown(comparisons: Sequence[Comparison], full_size: bool, rates: Rates) -> str:
+    """Give the table; `rates` are what matrix products reach here, in FLOP/s."""
     lines = [list(HEAD)]
     by_path = {comparison.case.path: comparison for comparison in comparisons}
     for row in rows(comparisons, full_size):
@@ -81,8 +84,8 @@ def markdown(comparisons: Sequence[Comparison], full_size: bool, rate: float) ->
                 _peak(comparison, row["against"]),
                 _gflop(ours),
                 _gflop(theirs),
-                _share(ours, rate),
-                _share(theirs, rate),
+                _share(ours, rates),
+                _share(theirs, rates),
                 f"{case.items / ours.median:.3g} {case.unit}",
             ]
         )
@@ -114,13 +117,17 @@ def describe_machine(threads: int) -> str:
     return f"{cpu}, {os.cpu_count()} cores, {threads} used{gpu}"
 
 
-def describe_run(size: str, repeats: int, rate: float) -> str:
+def describe_run(size: str, repeats: int, rates: Rates) -> str:
     """Say what was measured, with which versions, and at which load."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    reached = " and ".join(
+        f"{rate / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
+        for dtype, rate in rates.items()
+    )
     load = f", load {os.getloadavg()[0]:.1f} at the end" if hasattr(os, "getloadavg") else ""
     return (
         f"Size {size}, median of {repeats} alternating runs (min-max); {versions}; commit "
-        f"{_commit()}; matrix products reach {rate / 1e9:.0f} GFLOP/s in fp32{load}."
+        f"{_commit()}; matrix products reach {reached}{load}."
     )
 
 
@@ -169,5 +176,6 @@ def _gflop(measured: Measured) -> str:
     return f"{measured.flops / 1e9:.1f}" if measured.flops else ""
 
 
-def _share(measured: Measured, rate: float) -> str:
-    return f"{measured.flops / measured.median / rate:.0%}" if measured.flops else ""
+def _share(measured: Measured, rates: Rates) -> str:
+    rate = measured.flops / measured.median
+    return f"{rate / rates[measured.dtype]:.0%}" if rate else ""

@@ -26,7 +26,7 @@ def load(model: Blip) -> Any:
     transformers = importlib.import_module("transformers")  # takes seconds, and has no types
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    special = model.special
+    device, special = model.vision.cls_token.device, model.special
     pieces = [f"word{number}" for number in range(special.dec)]
     for name in ("pad", "cls", "sep"):
         pieces[getattr(special, name)] = f"[{name.upper()}]"
@@ -34,10 +34,13 @@ def load(model: Blip) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"
         vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-        write_checkpoint(Checkpoint(model, vocabulary), Path(folder) / "theirs", "huggingface")
+        write_checkpoint(
+            Checkpoint(model.cpu(), vocabulary), Path(folder) / "theirs", "huggingface"
+        )
         kind = getattr(transformers, CLASSES[model.parts])
         loaded = kind.from_pretrained(Path(folder) / "theirs").eval()
-    return loaded.to(model.vision.cls_token.device)
+    model.to(device)
+    return loaded.to(device)
 
 
 def match(theirs: Any, token_ids: Tensor, mask: Tensor, image_tokens: Tensor) -> Tensor:
