@@ -32,6 +32,7 @@ FETCHED = Path("runs/models")  # models that were fetched
 
 _URI = re.compile(r"models:/([^/:@]+)(?:@([\w-]+)|/(\d+))$")
 
+_EXPERIMENT = "MLFLOW_EXPERIMENT_ID"
 _CODE = Path(__file__).with_name("served_model.py")
 _REQUIREMENTS = (
     "blip-platform",
@@ -228,14 +229,15 @@ def _register(
     from mlflow.models import Model
 
     name, record = settings.models[task].name, read_json(model / RECORD)
-    with tempfile.TemporaryDirectory() as folder:
+    run_id = _training_run(settings, model, record)
+    with tempfile.TemporaryDirectory() as folder, _experiment_of(client, run_id):
         serving = Path(folder) / "serving.json"
         write_json(serving, _serving(task, results))
         info = Model.log(
             artifact_path=None,
             name=name,
             flavor=mlflow.pyfunc,
-            run_id=_training_run(settings, model, record),
+            run_id=run_id,
             python_model=str(_CODE),
             artifacts={"model": str(model), "serving": str(serving)},
             pip_requirements=[f"{p}=={importlib.metadata.version(p)}" for p in _REQUIREMENTS],
@@ -249,6 +251,19 @@ def _register(
     for key, value in tags.items():
         client.set_model_version_tag(name, version.version, f"blip.{key}", value)
     return version
+
+
+@contextlib.contextmanager
+def _experiment_of(client: Any, run_id: str) -> Iterator[None]:
+    """Log models where a run's artifacts go: MLflow takes the first experiment, whatever the run."""
+    before = os.environ.get(_EXPERIMENT)
+    os.environ[_EXPERIMENT] = client.get_run(run_id).info.experiment_id
+    try:
+        yield
+    finally:
+        os.environ.pop(_EXPERIMENT)
+        if before is not None:
+            os.environ[_EXPERIMENT] = before
 
 
 def _training_run(settings: TrackingSettings, model: Path, record: dict[str, Any]) -> str:

@@ -129,6 +129,19 @@ def picture(colour: tuple[int, int, int]) -> bytes:
     return file.getvalue()
 
 
+def test_weights_go_where_the_artifacts_of_the_run_go(settings: TrackingSettings) -> None:
+    model = train("captioning", "first", 1)
+    decide(settings, "captioning", model, measure("captioning", model, 0.9))
+    client = registered(settings)
+    (version,) = client.search_model_versions("name = 'blip-captioner'")
+    stored = [path.relative_to(Path.cwd()) for path in Path.cwd().rglob("model.safetensors")]
+    assert {path.parts[0] for path in stored} == {"models", "mlartifacts"}
+    assert not Path("mlruns").exists()
+    run = client.get_run(version.run_id)
+    assert "MLFLOW_EXPERIMENT_ID" not in os.environ
+    assert run.info.experiment_id != "0"
+
+
 def test_only_who_passes_the_gate_becomes_champion(settings: TrackingSettings) -> None:
     task: Task = "retrieval"
     first, better, equal, poor = (train(task, f"model{seed}", seed) for seed in range(4))
@@ -318,7 +331,7 @@ def test_a_registered_model_is_fetched_once(
     fetched = fetch_model(settings, "models:/blip-captioner@champion")
     assert digest_path(fetched) == digest_path(model)
     assert load_predictor(fetched, "captioning").model.parts == "captioning"
-    shutil.rmtree("mlruns")  # what is here already needs no server's files
+    shutil.rmtree("mlartifacts")  # what is here already needs no server's files
     assert fetch_model(settings, "models:/blip-captioner/1") == fetched
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
@@ -326,7 +339,7 @@ def test_a_registered_model_is_fetched_once(
 def test_a_registered_model_that_was_changed_is_refused(settings: TrackingSettings) -> None:
     model = train("retrieval", "one", 0)
     decide(settings, "retrieval", model, measure("retrieval", model, 0.5))
-    (vocabulary,) = Path("mlruns").rglob(VOCABULARY)
+    (vocabulary,) = Path("mlartifacts").rglob(VOCABULARY)
     vocabulary.write_text(vocabulary.read_text() + "more\n")
     for _ in range(2):
         with pytest.raises(DataError, match="blip-retrieval@champion: is not what was registered"):
