@@ -15,9 +15,11 @@ from blip.objectives.finetune import CaptioningObjective
 from blip.objectives.lm import text_losses
 
 TOLERANCE = 1e-5
-# This model amplifies rounding: the reference's own logits, up to 8.7, are 4.1e-5 from those in
-# float64.
-END_TO_END = 5e-5
+# This model amplifies rounding. Over 25 shuffles of its weights, plain float32 was 1.0e-4 from
+# float64 in the logits (up to 9) and 2.4e-5 in the gradients, and ours 5.6e-5 and 1.6e-5 from
+# plain float32.
+END_TO_END = 1e-4
+GRADIENTS = 3e-5
 # What the reference's code samples with, whatever the call says (BLIP.md 3).
 REPETITION_PENALTY = 1.1
 
@@ -73,7 +75,7 @@ def test_loss_logits_and_gradients(prepared, worst_difference):
     expected = reference["out/lm_loss_mean"]  # measured: 1.5e-6
     torch.testing.assert_close(losses.total.detach(), expected, atol=TOLERANCE, rtol=0)
     gradients = [(name, p.grad) for name, p in model.named_parameters()]
-    assert worst_difference(gradients, reference.under("grad/")) < TOLERANCE  # measured: 5.7e-6
+    assert worst_difference(gradients, reference.under("grad/")) < GRADIENTS  # measured: 5.7e-6
 
 
 def test_logits(prepared):
