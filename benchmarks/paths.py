@@ -101,7 +101,7 @@ def _build_captioning(
 
     @torch.inference_mode()
     def ours() -> Outcome:
-        memory = model.project_images(tokens)
+        memory = model.project_images(tokens, decoding.num_readers)
         if beams:
             captions = [ids for ids, _ in beam_search(model, memory, prompt, decoding)]
         else:

@@ -296,6 +296,11 @@ class Decoding(Section):
     max_length: Positive
     batch_size: Positive
 
+    @property
+    def num_readers(self) -> int:
+        """Tokens that read one image at most: those of all its beams."""
+        return self.max_length * (self.num_beams if self.method == "beam" else 1)
+
 
 class CapFilt(Section):
     """Captioning and filtering (Li et al. 2022, section 3.3): keep a text if its match is above `threshold`.

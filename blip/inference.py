@@ -110,7 +110,7 @@ class Predictor:
         Raises:
             ConfigError: The prompt or `max_length` is too long.
         """
-        memory = self.model.project_images(self._encode(images))
+        memory = self.model.project_images(self._encode(images), decoding.num_readers)
         with _user_errors():
             written = generate(self.model, memory, self.tokenizer.prompt(prompt), decoding, draws)
         return [self.tokenizer.decode(ids) for ids in written]
@@ -203,8 +203,8 @@ class Predictor:
             found["image_embed"] = self.model.embed_image(tokens)
         if texts is not None:
             every = _each(texts, len(images))
-            memory = self.model.project_images(tokens)
             ids, mask = every.token_ids.to(tokens.device), every.mask.to(tokens.device)
+            memory = self.model.project_images(tokens, ids.numel() // len(images))
             pooled = self.model.encode_pairs(ids, mask, memory, pooled=True)
             found["multimodal_cls"] = pooled.view(len(images), len(texts), -1)
         return {name: tensor.cpu() for name, tensor in found.items()}

@@ -54,7 +54,7 @@ def caption(
                 tokens = network.encode_image(images.to(device))
                 written = generate(
                     network,
-                    network.project_images(tokens),
+                    network.project_images(tokens, decoding.num_readers),
                     prompt_ids,
                     decoding,
                     draws,

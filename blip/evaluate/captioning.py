@@ -94,7 +94,8 @@ def write_captions(config: Config, model: Path, dataset: Dataset) -> dict[str, s
     progress = Progress("captioning", dataset.num_images, "images")
     captions = {}
     for keys, images in image_batches(dataset, network.image_size, decoding.batch_size):
-        memory = network.project_images(network.encode_image(images.to(device)))
+        tokens = network.encode_image(images.to(device))
+        memory = network.project_images(tokens, decoding.num_readers)
         draws = [seeded_generator(config.seed, key) for key in keys]
         written = generate(network, memory, prompt, decoding, draws)
         captions.update(

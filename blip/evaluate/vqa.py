@@ -40,7 +40,9 @@ def encode_questions(model: Blip, image_tokens: Tensor, questions: Texts) -> Mem
     """
     device = image_tokens.device
     ids, mask = questions.token_ids.to(device), questions.mask.to(device)
-    states = model.encode_pairs(ids, mask, model.project_images(image_tokens))
+    states = model.encode_pairs(
+        ids, mask, model.project_images(image_tokens, ids.numel() // len(image_tokens))
+    )
     return model.project_questions(states, mask)
 
 
@@ -61,7 +63,7 @@ def rank_answers(model: Blip, questions: Memory, answers: Texts, k: int) -> Rank
         raise ValueError(
             f"k = {k} answers to score, of {len(answers)} candidates: lower k, or give more"
         )
-    device = questions.key_values[0].device
+    device = questions.device
     ids, mask = answers.token_ids.to(device), answers.mask.to(device)
     start = ids.new_full((len(questions), 1), model.special.dec)
     first = model.predict(model.decode(start, questions)[:, 0]).float().softmax(dim=1)

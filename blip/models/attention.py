@@ -105,6 +105,38 @@ class CrossAttention(nn.Module):
         )
         return self.output(join_heads(context).view_as(hidden))
 
+    def over_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend without keys and values: the same function, cheaper where queries are few.
+
+        With k = K t and v = V t, a score is q . k = (K' q) . t, and a context V (sum of p t): each
+        head asks in the memory's own width, and what it read is projected after. The key's bias
+        adds the same to all scores of a query, so it falls out. Over the layers and steps of a
+        decoder the memory's tokens are one tensor, not one a layer.
+
+        Args:
+            hidden: (B * G, L, W) text tokens, the G texts of a memory one after the other.
+            tokens: (B, N, D).
+            mask: (B, 1, 1, N) bool, true at the tokens that may be attended to.
+
+        Returns:
+            (B * G, L, W).
+        """
+        assert not (self.training and self.dropout), "the value's bias counts on shares of sum 1"
+        count, width = len(tokens), hidden.shape[-1]
+        key, value = self.key_value.weight.view(2, self.num_heads, -1, tokens.shape[-1])
+        query = self.query(hidden).view(-1, self.num_heads, width // self.num_heads)
+        query = (query.transpose(0, 1) @ key).unflatten(1, (count, -1))  # (H, B, GL, D)
+        read = functional.scaled_dot_product_attention(
+            query.transpose(0, 1).flatten(1, 2)[:, None],  # the heads' queries, of one wide head
+            tokens[:, None],
+            tokens[:, None],
+            attn_mask=mask,
+            scale=(width // self.num_heads) ** -0.5,
+        )
+        read = read[:, 0].unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(1, 2)
+        context = (read @ value.transpose(1, 2)).transpose(0, 1).reshape(hidden.shape)
+        return self.output(context + self.key_value.bias[width:])
+
     def split(self, hidden: Tensor, key_value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give queries, keys and values (B, H, ., W/H) of the arguments of `forward`."""
         query = self.query(hidden).reshape(len(key_value), -1, hidden.shape[-1])
@@ -146,7 +178,17 @@ class PairedCrossAttention(nn.Module):
         """Attend, with the arguments of `CrossAttention`, but for (B, 2N, 2W) keys and values."""
         assert mask is None, "image tokens are never masked"
         of_first, of_second = key_value.chunk(2, dim=1)
-        first, second = self.first(hidden, of_first), self.second(hidden, of_second)
+        return self._merge(self.first(hidden, of_first), self.second(hidden, of_second))
+
+    def over_tokens(self, hidden: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend without keys and values, over the (B, 2N, D) tokens themselves."""
+        assert mask is None, "image tokens are never masked"
+        first, second = tokens.chunk(2, dim=1)
+        return self._merge(
+            self.first.over_tokens(hidden, first), self.second.over_tokens(hidden, second)
+        )
+
+    def _merge(self, first: Tensor, second: Tensor) -> Tensor:
         if self.merge is None:
             return (first + second) / 2
         return self.merge(torch.cat([first, second], dim=-1))

@@ -148,14 +148,14 @@ class Blip(nn.Module):
         """Give the (B, E) unit vectors of texts from what `encode_text` gave."""
         return functional.normalize(self.text_projection(hidden[:, 0]), dim=-1)
 
-    def project_images(self, image_tokens: Tensor) -> Memory:
-        """Make a memory of (B, N, D) image tokens.
+    def project_images(self, image_tokens: Tensor, num_readers: int | None = None) -> Memory:
+        """Make a memory of (B, N, D) image tokens, for at most `num_readers` text tokens each.
 
         It serves `encode_pairs`, `match`, `classify`; and `decode`, unless the parts are `vqa`: in
         `pretrain`, encoder and decoder share it.
         """
         stack = self.text_decoder if self.parts == "captioning" else self.text_encoder
-        return stack.project(image_tokens)
+        return stack.project(image_tokens, num_readers=num_readers)
 
     def project_questions(self, states: Tensor, mask: Tensor) -> Memory:
         """Make the memory that the decoder of `vqa` reads.

@@ -46,7 +46,7 @@ def generate(
     _check(model, len(memory), prompt_ids, decoding, generators)
     if len(memory) == 0:
         return []
-    device = memory.key_values[0].device
+    device = memory.device
     prompt = torch.tensor([prompt_ids], device=device)
     prompt[0, 0] = model.special.dec
     if decoding.method == "beam":
@@ -131,7 +131,7 @@ def sample(
         Ids of each text, without prompt, `[SEP]` and padding.
     """
     start, sep = prompt.shape[1], model.special.sep
-    cache = TextCache(len(memory.key_values))
+    cache = TextCache(len(model.text_decoder.layers))
     token_ids = prompt.expand(len(memory), -1)
     rows = torch.arange(len(memory), device=prompt.device)
     captions: list[list[int]] = [[] for _ in range(len(memory))]
@@ -227,7 +227,7 @@ def beam_search(
         log-probabilities over the length.
     """
     start, num_beams = prompt.shape[1], decoding.num_beams
-    cache = TextCache(len(memory.key_values))
+    cache = TextCache(len(model.text_decoder.layers))
     counted = (start, 1) if decoding.length_rule == "transformers" else (0, 0)
     finished = [_Finished(num_beams, *counted) for _ in range(len(memory))]
     images = list(range(len(memory)))

@@ -26,25 +26,38 @@ FIRST_MERGING_LAYER = 6  # of those that read two images: layers before it take 
 
 @dataclass(frozen=True)
 class Memory:
-    """What cross-attention reads: the keys and values of B memories for every layer.
+    """What cross-attention reads of B memories.
 
-    They depend on the memory and the layer only: computed once, they serve every text, every
-    negative and every decoding step.
+    Keys and values depend on the memory and the layer only: computed once, they serve every text,
+    every negative and every decoding step. Where few tokens read a memory, even once is too much,
+    and they attend over the memory's own tokens.
 
     Attributes:
-        key_values: (B, N, 2W) of each layer.
+        tokens: (B, N, D), if they are read as they are; else `None`.
+        key_values: (B, N, 2W) of each layer, if they were projected; else none.
         mask: (B, N) bool, true at tokens; `None` where nothing is padding, as in images.
     """
 
+    tokens: Tensor | None
     key_values: list[Tensor]
     mask: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.key_values[0])
+        return len(self._any)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self._any.device
+
+    @property
+    def _any(self) -> Tensor:
+        return self.key_values[0] if self.tokens is None else self.tokens
 
     def select(self, rows: Tensor | slice) -> "Memory":
         """Keep some memories: by slice without a copy, or by (R,) indices, repeats included."""
         return Memory(
+            None if self.tokens is None else self.tokens[rows],
             [layer[rows] for layer in self.key_values],
             None if self.mask is None else self.mask[rows],
         )
@@ -77,6 +90,7 @@ class TextTransformer(nn.Module):
         shared: Iterable[nn.Module | None] = [None] * text.num_layers
         if share is not None:
             shared = share.layers
+        self._head_width = text.width // text.num_heads
         self.embeddings = TextEmbeddings(text, vocab_size) if share is None else share.embeddings
         self.layers = nn.ModuleList(
             TextLayer(text, memory_width, number, paired, layer)
@@ -116,14 +130,18 @@ class TextTransformer(nn.Module):
         if memory is not None and memory.mask is not None:
             padding = memory.mask if memory_index is None else memory.mask[memory_index]
             readable = padding[:, None, None, :]
+        tokens = None if memory is None else memory.tokens
+        if tokens is not None and memory_index is not None:
+            tokens = tokens.index_select(0, memory_index)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            key_value = None if memory is None else memory.key_values[number]
+            key_value = memory.key_values[number] if memory and tokens is None else None
             if key_value is not None and memory_index is not None:
                 key_value = key_value.index_select(0, memory_index)
             hidden = layer(
                 hidden,
                 attend,
+                tokens,
                 key_value,
                 readable,
                 causal=causal and token_ids.shape[1] > 1,
@@ -132,13 +150,23 @@ class TextTransformer(nn.Module):
             )
         return hidden
 
-    def project(self, tokens: Tensor, mask: Tensor | None = None) -> Memory:
-        """Make a memory of (B, N, D) tokens, of which (B, N) `mask` is nonzero where they count."""
+    def project(
+        self, tokens: Tensor, mask: Tensor | None = None, num_readers: int | None = None
+    ) -> Memory:
+        """Make a memory.
+
+        Args:
+            tokens: (B, N, D).
+            mask: (B, N), nonzero where they count.
+            num_readers: How many text tokens will read each memory at most, where that is known
+                and there is no dropout. If they are fewer than a head is wide, keys and values
+                would cost more than they save, and are not made (`CrossAttention.over_tokens`).
+        """
+        mask = None if mask is None else mask.bool()
+        if num_readers is not None and num_readers < self._head_width:
+            return Memory(tokens, [], mask)
         layers = (layer for layer in self.layers if isinstance(layer, TextLayer))
-        return Memory(
-            [layer.cross_attention.project(tokens) for layer in layers],
-            None if mask is None else mask.bool(),
-        )
+        return Memory(None, [layer.cross_attention.project(tokens) for layer in layers], mask)
 
 
 class TextEmbeddings(nn.Module):
@@ -209,6 +237,7 @@ class TextLayer(nn.Module):
         self,
         hidden: Tensor,
         mask: Tensor | None,
+        tokens: Tensor | None,
         key_value: Tensor | None,
         readable: Tensor | None,
         causal: bool,
@@ -218,8 +247,12 @@ class TextLayer(nn.Module):
         """Map (P, L, W) to (P, L, W), or to (P, 1, W) of the first token if `pooled`."""
         attended = self.self_attention(hidden, mask, causal=causal, pooled=pooled, cache=cache)
         hidden = self.self_norm((hidden[:, :1] if pooled else hidden) + self.dropout(attended))
-        if key_value is not None:
+        seen = None
+        if tokens is not None:
+            seen = self.cross_attention.over_tokens(hidden, tokens, readable)
+        elif key_value is not None:
             seen = self.cross_attention(hidden, key_value, readable)
+        if seen is not None:
             hidden = self.cross_norm(hidden + self.dropout(seen))
         expanded = self.mlp_down(functional.gelu(self.mlp_up(hidden)))
         return self.mlp_norm(hidden + self.dropout(expanded))
