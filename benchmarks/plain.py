@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from blip import config
@@ -45,15 +45,34 @@ def attend(
     return join_heads(functional.dropout(scores.softmax(dim=-1), dropout) @ value)
 
 
+def dense(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer by PyTorch's own choice of library."""
+    return functional.linear(x, layer.weight, layer.bias)
+
+
+def predict(model: Blip, hidden: Tensor) -> Tensor:
+    """Give next-token logits (..., V) of decoder states (..., W)."""
+    head, words = model.language_head, model.text_decoder.embeddings.words.weight
+    transformed = head.norm(functional.gelu(dense(head.transform, hidden)))
+    return functional.linear(transformed, words, head.bias)
+
+
+def embed(projection: nn.Linear, tokens: Tensor) -> Tensor:
+    """Give the (B, E) unit vectors of the first of (B, N, D) tokens."""
+    return functional.normalize(dense(projection, tokens[:, 0]), dim=-1)
+
+
 def see(vision: VisionTransformer, images: Tensor) -> Tensor:
     """Encode (B, 3, S, S) images as (B, N, D) tokens."""
     tokens = vision.embed(images)
     for block in cast("Sequence[VisionBlock]", vision.blocks):
         attention = block.attention
-        query, key, value = attention.qkv(block.attention_norm(tokens)).chunk(3, dim=-1)
-        tokens = tokens + attention.output(attend(query, key, value, attention.num_heads, None, 0))
-        expanded = functional.gelu(block.mlp_up(block.mlp_norm(tokens)))
-        tokens = tokens + block.mlp_down(expanded)
+        query, key, value = dense(attention.qkv, block.attention_norm(tokens)).chunk(3, dim=-1)
+        tokens = tokens + dense(
+            attention.output, attend(query, key, value, attention.num_heads, None, 0)
+        )
+        expanded = functional.gelu(dense(block.mlp_up, block.mlp_norm(tokens)))
+        tokens = tokens + dense(block.mlp_down, expanded)
     return vision.norm(tokens)
 
 
@@ -88,21 +107,23 @@ def read(
     for number, layer in enumerate(cast("Sequence[TextLayer]", stack.layers)):
         own: SelfAttention = layer.self_attention
         dropout = own.dropout if stack.training else 0.0
-        query, key, value = own.qkv(hidden).chunk(3, dim=-1)
+        query, key, value = dense(own.qkv, hidden).chunk(3, dim=-1)
         if past:
             key, value = (
                 torch.cat(pair, 1) for pair in zip(past[number], (key, value), strict=True)
             )
         grown.append((key, value))
-        context = own.output(attend(query, key, value, own.num_heads, allowed, dropout))
+        context = dense(own.output, attend(query, key, value, own.num_heads, allowed, dropout))
         hidden = layer.self_norm(hidden + layer.dropout(context))
         if memory is not None:
             cross = cast("CrossAttention", layer.cross_attention)
-            key, value = cross.key_value(memory).chunk(2, dim=-1)
-            query = cross.query(hidden)
-            context = cross.output(attend(query, key, value, cross.num_heads, readable, dropout))
+            key, value = dense(cross.key_value, memory).chunk(2, dim=-1)
+            query = dense(cross.query, hidden)
+            context = dense(
+                cross.output, attend(query, key, value, cross.num_heads, readable, dropout)
+            )
             hidden = layer.cross_norm(hidden + layer.dropout(context))
-        expanded = layer.mlp_down(functional.gelu(layer.mlp_up(hidden)))
+        expanded = dense(layer.mlp_down, functional.gelu(dense(layer.mlp_up, hidden)))
         hidden = layer.mlp_norm(hidden + layer.dropout(expanded))
     if past is not None:
         past[:] = grown
@@ -119,7 +140,7 @@ def starting(token_ids: Tensor, token: int) -> Tensor:
 def match(model: Blip, token_ids: Tensor, mask: Tensor, image_tokens: Tensor) -> Tensor:
     """Judge P texts, each with (P, N, D) image tokens of its own: (P, 2) logits."""
     grounded = starting(token_ids, model.special.enc)
-    return model.match_head(read(model.text_encoder, grounded, mask, image_tokens)[:, 0])
+    return dense(model.match_head, read(model.text_encoder, grounded, mask, image_tokens)[:, 0])
 
 
 def beam_search(
@@ -146,7 +167,7 @@ def beam_search(
     step_ids = token_ids
     while token_ids.shape[1] < decoding.max_length:
         hidden = read(model.text_decoder, step_ids, memory=memory, causal=True, past=past)
-        scores = model.predict(hidden)[:, -1].log_softmax(dim=1)
+        scores = predict(model, hidden)[:, -1].log_softmax(dim=1)
         scores = processed(scores, token_ids, decoding, model.special.sep)
         totals = (scores.view(count, num_beams, -1) + sums[:, :, None]).flatten(1)
         sums, flat = totals.topk(num_beams, dim=1)
@@ -179,7 +200,7 @@ def sample(
     step_ids = token_ids
     for draw in draws.T:
         hidden = read(model.text_decoder, step_ids, memory=image_tokens, causal=True, past=past)
-        logits = processed(model.predict(hidden)[:, -1], token_ids, decoding, model.special.sep)
+        logits = processed(predict(model, hidden)[:, -1], token_ids, decoding, model.special.sep)
         step_ids = pick(*filtered(logits, decoding), draw)
         token_ids = torch.cat([token_ids, step_ids], dim=1)
     return token_ids[:, prompt.shape[1] :]
@@ -224,7 +245,7 @@ def rank_answers(
     answer_ids = starting(answer_ids, model.special.dec)
     start = answer_ids[:1, :1].expand(len(states), 1)
     first = read(model.text_decoder, start, memory=states, memory_mask=question_mask, causal=True)
-    first_probability = model.predict(first)[:, 0].softmax(dim=1)[:, answer_ids[:, 1]]
+    first_probability = predict(model, first)[:, 0].softmax(dim=1)[:, answer_ids[:, 1]]
     candidates = first_probability.topk(k, dim=1).indices
     ids, mask = answer_ids[candidates.flatten()], answer_mask[candidates.flatten()]
     hidden = read(
@@ -236,7 +257,7 @@ def rank_answers(
         causal=True,
     )
     losses = functional.cross_entropy(
-        model.predict(hidden)[:, :-1].transpose(1, 2),
+        predict(model, hidden)[:, :-1].transpose(1, 2),
         ids.masked_fill(mask == 0, IGNORED)[:, 1:],
         ignore_index=IGNORED,
         label_smoothing=LABEL_SMOOTHING,
@@ -270,7 +291,9 @@ def evaluate_retrieval(
             torch.split(token_ids, batch_size), torch.split(mask, batch_size), strict=True
         )
     ]
-    cosines = model.embed_image(tokens) @ model.embed_text(torch.cat(hidden)).T
+    cosines = (
+        embed(model.image_projection, tokens) @ embed(model.text_projection, torch.cat(hidden)).T
+    )
     of_images = torch.full_like(cosines, NOT_RANKED)
     for image, row in enumerate(cosines):
         cosine, texts = row.topk(k)
@@ -307,8 +330,8 @@ def pretraining_losses(
     with torch.no_grad():
         model.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
     tokens = see(model.vision, batch.images)
-    image_embed = model.embed_image(tokens)
-    text_embed = model.embed_text(read(model.text_encoder, batch.token_ids, mask))
+    image_embed = embed(model.image_projection, tokens)
+    text_embed = embed(model.text_projection, read(model.text_encoder, batch.token_ids, mask))
     with torch.no_grad():
         twin_image, twin_text = _follow(objective, batch)
         images = torch.cat([twin_image, contrast.queue.images])
@@ -330,7 +353,7 @@ def pretraining_losses(
     ids = starting(batch.token_ids, special.dec)
     hidden = read(model.text_decoder, ids, mask, tokens, causal=True)
     lm = functional.cross_entropy(
-        model.predict(hidden)[:, :-1].flatten(0, 1),
+        predict(model, hidden)[:, :-1].flatten(0, 1),
         ids.masked_fill(mask == 0, IGNORED)[:, 1:].flatten(),
         ignore_index=IGNORED,
         label_smoothing=LABEL_SMOOTHING,
@@ -344,9 +367,9 @@ def _follow(objective: PretrainObjective, batch: Batch) -> tuple[Tensor, Tensor]
     for name, follower in twin.named_parameters():
         leader = objective.model.get_parameter(name)
         follower.copy_(follower * momentum + leader * (1.0 - momentum))
-    image = twin.image_projection(see(twin.vision, batch.images)[:, 0])
+    image = dense(twin.image_projection, see(twin.vision, batch.images)[:, 0])
     hidden = read(twin.text_encoder, batch.token_ids, batch.attention_mask)
-    text = twin.text_projection(hidden[:, 0])
+    text = dense(twin.text_projection, hidden[:, 0])
     return functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
 
 

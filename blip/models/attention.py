@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blip.models.linear import Linear, batched_linear, linear
+
 
 class SelfAttention(nn.Module):
     """Scaled dot-product attention of tokens among themselves, with its output projection.
@@ -18,8 +20,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.output = Linear(width, width)
 
     def forward(
         self,
@@ -44,8 +46,8 @@ class SelfAttention(nn.Module):
         if pooled:
             width = hidden.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
-            query = functional.linear(hidden[:, :1], weight[:width], bias[:width])
-            key, value = functional.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            query = linear(hidden[:, :1], weight[:width], bias[:width])
+            key, value = linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
         else:
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         key, value = split_heads(key, self.num_heads), split_heads(value, self.num_heads)
@@ -76,9 +78,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(memory_width, 2 * width)
-        self.output = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key_value = Linear(memory_width, 2 * width)
+        self.output = Linear(width, width)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Give the keys and values (B, N, 2W) of (B, N, D) tokens, to be read any number of times."""
@@ -123,17 +125,15 @@ class CrossAttention(nn.Module):
         """
         assert not (self.training and self.dropout), "the value's bias counts on shares of sum 1"
         count, width = len(tokens), hidden.shape[-1]
-        key, value = self.key_value.weight.view(2, self.num_heads, -1, tokens.shape[-1])
-        query = self.query(hidden).view(-1, self.num_heads, width // self.num_heads)
-        query = (query.transpose(0, 1) @ key).unflatten(1, (count, -1))  # (H, B, GL, D)
-        read = functional.scaled_dot_product_attention(
-            query.transpose(0, 1).flatten(1, 2)[:, None],  # the heads' queries, of one wide head
-            tokens[:, None],
-            tokens[:, None],
-            attn_mask=mask,
-            scale=(width // self.num_heads) ** -0.5,
-        )
-        read = read[:, 0].unflatten(1, (self.num_heads, -1)).transpose(0, 1).flatten(1, 2)
+        head_width = width // self.num_heads
+        key, value = self.key_value.weight.view(2, self.num_heads, head_width, -1)
+        query = self.query(hidden).view(-1, self.num_heads, head_width) * head_width**-0.5
+        asked = (query.transpose(0, 1) @ key).view(self.num_heads, count, -1, tokens.shape[-1])
+        scores = batched_linear(asked.transpose(0, 1).flatten(1, 2), tokens)  # (B, H GL, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], -torch.inf)
+        read = batched_linear(scores.softmax(dim=-1), tokens.transpose(1, 2))  # (B, H GL, D)
+        read = read.view(count, self.num_heads, -1, tokens.shape[-1]).transpose(0, 1).flatten(1, 2)
         context = (read @ value.transpose(1, 2)).transpose(0, 1).reshape(hidden.shape)
         return self.output(context + self.key_value.bias[width:])
 
@@ -167,7 +167,7 @@ class PairedCrossAttention(nn.Module):
         super().__init__()
         self.first = CrossAttention(width, memory_width, num_heads, dropout)
         self.second = CrossAttention(width, memory_width, num_heads, dropout)
-        self.merge = nn.Linear(2 * width, width) if merge else None
+        self.merge = Linear(2 * width, width) if merge else None
 
     def project(self, tokens: Tensor) -> Tensor:
         """Give the keys and values (B, 2N, 2W) of (B, 2N, D) tokens of two images."""

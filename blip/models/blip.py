@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from blip import config
 from blip.batch import SpecialTokens
+from blip.models.linear import Linear
 from blip.models.med import LanguageHead, Memory, TextCache, TextTransformer
 from blip.models.vit import VisionTransformer
 
@@ -79,9 +80,9 @@ class Blip(nn.Module):
 
     def _build_heads(self) -> None:
         vision, text = self.config.vision, self.config.text
-        self.image_projection = nn.Linear(vision.width, self.config.embed_size)
-        self.text_projection = nn.Linear(text.width, self.config.embed_size)
-        self.match_head = nn.Linear(text.width, 2)
+        self.image_projection = Linear(vision.width, self.config.embed_size)
+        self.text_projection = Linear(text.width, self.config.embed_size)
+        self.match_head = Linear(text.width, 2)
         if self.parts != "matching":
             self.temperature = nn.Parameter(torch.tensor(TEMPERATURE))
 
@@ -246,8 +247,8 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, width)
-        self.output = nn.Linear(width, 2)
+        self.hidden = Linear(width, width)
+        self.output = Linear(width, 2)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Map (B, W) to (B, 2) logits."""

@@ -19,6 +19,7 @@ from blip.models.attention import (
     PairedCrossAttention,
     SelfAttention,
 )
+from blip.models.linear import Linear, linear
 
 NORM_EPS = 1e-12
 FIRST_MERGING_LAYER = 6  # of those that read two images: layers before it take the mean
@@ -229,8 +230,8 @@ class TextLayer(nn.Module):
                 else CrossAttention(*sizes)
             )
             self.cross_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
-            self.mlp_up = nn.Linear(text.width, text.intermediate)
-            self.mlp_down = nn.Linear(text.intermediate, text.width)
+            self.mlp_up = Linear(text.width, text.intermediate)
+            self.mlp_down = Linear(text.intermediate, text.width)
             self.mlp_norm = nn.LayerNorm(text.width, eps=NORM_EPS)
 
     def forward(
@@ -282,12 +283,10 @@ class LanguageHead(nn.Module):
 
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
-        self.transform = nn.Linear(width, width)
+        self.transform = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Map (..., W) hidden states and the (V, W) word embedding to (..., V) logits."""
-        return functional.linear(
-            self.norm(functional.gelu(self.transform(hidden))), words, self.bias
-        )
+        return linear(self.norm(functional.gelu(self.transform(hidden))), words, self.bias)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from blip import config
 from blip.models.attention import SelfAttention
+from blip.models.linear import Linear
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
@@ -100,8 +101,8 @@ class VisionBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.attention = SelfAttention(width, num_heads)
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp_up = nn.Linear(width, MLP_RATIO * width)
-        self.mlp_down = nn.Linear(MLP_RATIO * width, width)
+        self.mlp_up = Linear(width, MLP_RATIO * width)
+        self.mlp_down = Linear(MLP_RATIO * width, width)
 
     def forward(self, tokens: Tensor, pooled: bool = False) -> Tensor:
         """Map (B, N, D) to (B, N, D), or to (B, 1, D) of the first token if `pooled`."""
