@@ -305,21 +305,24 @@ class Decoding(Section):
 class CapFilt(Section):
     """Captioning and filtering (Li et al. 2022, section 3.3): keep a text if its match is above `threshold`.
 
-    `keep` names what may enter the bootstrapped corpus: both, only filtered web texts, or only synthetic ones beside
-    all web texts (the paper's ablation, table 1).
+    `precision` is the autocast type in which captions are written and judged. `keep` names what may enter the
+    bootstrapped corpus: both, only filtered web texts, or only synthetic ones beside all web texts (the paper's
+    ablation, table 1).
     """
 
     decoding: Decoding
+    precision: Literal["fp32", "bf16"]
     score_batch_size: Positive
     threshold: Fraction
     keep: Literal["both", "filter", "captioner"]
 
 
 class Evaluate(Section):
-    """Benchmarks of a checkpoint and the bootstrap of their intervals."""
+    """Benchmarks of a checkpoint and the bootstrap of their intervals; `precision` is the autocast type."""
 
     k: Positive
     batch_size: Positive
+    precision: Literal["fp32", "bf16"]
     decoding: Decoding
     truth: str | None
     bootstrap_samples: Positive

@@ -12,7 +12,7 @@ from blip.data.dataset import Dataset, canonical_json, caption_id, open_dataset
 from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer
 from blip.models.checkpoint import load_model
-from blip.models.device import prepare_device
+from blip.models.device import autocast, prepare_device
 from blip.models.generation import generate, seeded_generator
 from blip.stage import input_digest
 from blip.tracker import Tracker
@@ -44,13 +44,20 @@ def caption(
     decoding, prompt = config.capfilt.decoding, config.finetune.captioning.prompt
     prompt_ids = tokenizer.prompt(prompt)
     settings = decoding.model_dump(mode="json", exclude={"batch_size"})
-    how = canonical_json({**settings, "prompt": prompt, "seed": config.seed})
+    how = canonical_json(
+        {
+            **settings,
+            "precision": config.capfilt.precision,
+            "prompt": prompt,
+            "seed": config.seed,
+        }
+    )
     writer = input_digest(model)
 
     def write(shard: Dataset) -> Iterator[tuple[int, list[Row]]]:
         for keys, images in image_batches(shard, network.image_size, decoding.batch_size):
             draws = [seeded_generator(config.seed, key) for key in keys]
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(device, config.capfilt.precision):
                 tokens = network.encode_image(images.to(device))
                 written = generate(
                     network,

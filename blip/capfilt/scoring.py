@@ -13,7 +13,7 @@ from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer, clean_caption
 from blip.errors import DataError
 from blip.models.checkpoint import load_model
-from blip.models.device import prepare_device
+from blip.models.device import autocast, prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.stage import input_digest
 from blip.tracker import Tracker
@@ -59,7 +59,7 @@ def score(
                 torch.arange(len(rows)),
                 torch.tensor(index, dtype=torch.int64, device=device),
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast(device, config.capfilt.precision):
                 tokens = network.encode_image(images.to(device))
                 memory = network.project_images(tokens)
                 logits = match_texts(network, texts, pairs, memory, owner, size)

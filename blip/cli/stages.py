@@ -202,7 +202,7 @@ def caption_stage(
     config = read_config(params, sets)
     section = {
         **sections(config, "seed", "threads"),
-        "decoding": config.capfilt.decoding.model_dump(mode="json"),
+        **sections(config.capfilt, "decoding", "precision"),
         "prompt": config.finetune.captioning.prompt,
     }
     inputs = {"model": [model], "data": [data]}
@@ -228,6 +228,7 @@ def score(
     section = {
         "threads": config.threads,
         "batch_size": config.capfilt.score_batch_size,
+        "precision": config.capfilt.precision,
         "max_tokens": config.finetune.retrieval.max_tokens,
         "max_words": config.finetune.retrieval.max_words,
     }

@@ -21,7 +21,7 @@ from blip.evaluate.caption_metrics import MAX_ORDER, BleuCounts, Corpus, bleu
 from blip.evaluate.ptb import tokenize
 from blip.files import write_json
 from blip.models.checkpoint import load_model
-from blip.models.device import prepare_device
+from blip.models.device import autocast, prepare_device
 from blip.models.generation import generate, seeded_generator
 from blip.progress import Progress
 from blip.tracker import Tracker
@@ -94,10 +94,11 @@ def write_captions(config: Config, model: Path, dataset: Dataset) -> dict[str, s
     progress = Progress("captioning", dataset.num_images, "images")
     captions = {}
     for keys, images in image_batches(dataset, network.image_size, decoding.batch_size):
-        tokens = network.encode_image(images.to(device))
-        memory = network.project_images(tokens, decoding.num_readers)
         draws = [seeded_generator(config.seed, key) for key in keys]
-        written = generate(network, memory, prompt, decoding, draws)
+        with autocast(device, config.evaluate.precision):
+            tokens = network.encode_image(images.to(device))
+            memory = network.project_images(tokens, decoding.num_readers)
+            written = generate(network, memory, prompt, decoding, draws)
         captions.update(
             {key: tokenizer.decode(ids) for key, ids in zip(keys, written, strict=True)}
         )

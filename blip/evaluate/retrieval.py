@@ -27,7 +27,7 @@ from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
 from blip.files import write_json
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model
-from blip.models.device import prepare_device
+from blip.models.device import autocast, prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.models.med import Memory
 from blip.progress import track
@@ -194,10 +194,12 @@ def _rank(
 ) -> tuple[Integers, Integers]:
     """Give the rank of every image's best own text (I), and of its image for every text (T)."""
     size = config.evaluate.batch_size
-    image_embeds = torch.cat([model.embed_image(t) for t in _encode(model, dataset, size)])
-    text_embeds = embed_texts(model, texts, size)
+    batches = _encode(model, dataset, config)
+    image_embeds = torch.cat([model.embed_image(tokens) for tokens in batches])
+    with _autocast(model, config):
+        text_embeds = embed_texts(model, texts, size)
     num_images, num_texts = len(image_embeds), len(texts)
-    judges = track(_judges(model, dataset, texts, size), "re-ranking", num_images, "images")
+    judges = track(_judges(model, dataset, texts, config), "re-ranking", num_images, "images")
     of_images, image_scores, of_texts, text_scores = rerank(
         image_embeds, text_embeds, config.evaluate.k, judges
     )
@@ -207,16 +209,19 @@ def _rank(
     return best, ranks(of_texts.indices, text_scores, owner, num_images)
 
 
-def _judges(model: Blip, dataset: Dataset, texts: Texts, batch_size: int) -> Iterator[Judge]:
+def _judges(model: Blip, dataset: Dataset, texts: Texts, config: Config) -> Iterator[Judge]:
     """Give the judge of every image; the projections of one batch of images are held."""
+    size = config.evaluate.batch_size
 
     def judge(memory: Memory, wanted: Integers) -> NDArray[np.float32]:
-        logits = match_texts(model, texts, torch.from_numpy(wanted), memory, None, batch_size)
+        with _autocast(model, config):
+            logits = match_texts(model, texts, torch.from_numpy(wanted), memory, None, size)
         matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
         return matched
 
-    for tokens in _encode(model, dataset, batch_size):
-        memory = model.project_images(tokens)
+    for tokens in _encode(model, dataset, config):
+        with _autocast(model, config):
+            memory = model.project_images(tokens)
         for image in range(len(tokens)):
             yield partial(judge, memory.select(slice(image, image + 1)))
 
@@ -233,11 +238,17 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
     )
 
 
-def _encode(model: Blip, dataset: Dataset, batch_size: int) -> Iterator[Tensor]:
+def _encode(model: Blip, dataset: Dataset, config: Config) -> Iterator[Tensor]:
     """Give the tokens of all images, batch by batch."""
     device = model.match_head.weight.device
-    for _, images in image_batches(dataset, model.image_size, batch_size):
-        yield model.encode_image(images.to(device))
+    for _, images in image_batches(dataset, model.image_size, config.evaluate.batch_size):
+        with _autocast(model, config):
+            tokens = model.encode_image(images.to(device))
+        yield tokens
+
+
+def _autocast(model: Blip, config: Config) -> torch.autocast:
+    return autocast(model.match_head.weight.device, config.evaluate.precision)
 
 
 def _read_pairs(

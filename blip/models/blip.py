@@ -130,7 +130,7 @@ class Blip(nn.Module):
         cls = image_tokens.reshape(len(image_tokens), num_frames, -1, image_tokens.shape[-1])[
             :, :, 0
         ]
-        return functional.normalize(self.image_projection(cls).mean(dim=1), dim=-1)
+        return functional.normalize(self.image_projection(cls).float().mean(dim=1), dim=-1)
 
     def encode_text(self, token_ids: Tensor, mask: Tensor, pooled: bool = False) -> Tensor:
         """Encode texts without an image.
@@ -147,7 +147,7 @@ class Blip(nn.Module):
 
     def embed_text(self, hidden: Tensor) -> Tensor:
         """Give the (B, E) unit vectors of texts from what `encode_text` gave."""
-        return functional.normalize(self.text_projection(hidden[:, 0]), dim=-1)
+        return functional.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def project_images(self, image_tokens: Tensor, num_readers: int | None = None) -> Memory:
         """Make a memory of (B, N, D) image tokens, for at most `num_readers` text tokens each.

@@ -1,9 +1,21 @@
 """Where models run."""
 
+from typing import Literal
+
 import torch
+
+Precision = Literal["fp32", "bf16"]
 
 
 def prepare_device(threads: int) -> torch.device:
     """Fix the CPU threads of this process and give the device to use: a CUDA GPU where there is one."""
     torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Give the context in which matrix products are of a precision; weights stay float32.
+
+    They are cast once in it, so it belongs around a batch, not around a step.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

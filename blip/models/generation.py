@@ -79,7 +79,7 @@ def filtered(logits: Tensor, decoding: config.Decoding) -> tuple[Tensor, Tensor]
         (R, K) probabilities, falling, 0 where dropped, of sum 1; and the (R, K) ids they belong to.
     """
     k = min(decoding.top_k or logits.shape[1], logits.shape[1])
-    kept, ids = logits.float().topk(k, dim=1)
+    kept, ids = logits.topk(k, dim=1)
     probabilities = kept.softmax(dim=1)
     if decoding.top_p < 1.0:
         # The token that crosses top_p still counts; the likeliest always does.
@@ -137,7 +137,7 @@ def sample(
     captions: list[list[int]] = [[] for _ in range(len(memory))]
     step_ids = token_ids
     for step in range(decoding.max_length - start):
-        logits = model.predict(model.decode(step_ids, memory, cache=cache)[:, -1])
+        logits = model.predict(model.decode(step_ids, memory, cache=cache)[:, -1]).float()
         logits = processed(logits, token_ids, decoding, sep)
         if draws is None:
             chosen = logits.argmax(dim=1)

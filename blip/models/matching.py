@@ -78,5 +78,7 @@ def match_texts(
     logits = torch.empty(len(rows), 2, device=device)
     for places, ids, mask in texts.batches(rows, batch_size):
         images = None if image_index is None else image_index[places].to(device)
-        logits[places.to(device)] = model.match(ids.to(device), mask.to(device), memory, images)
+        logits[places.to(device)] = model.match(
+            ids.to(device), mask.to(device), memory, images
+        ).float()
     return logits

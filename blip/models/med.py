@@ -165,6 +165,8 @@ class TextTransformer(nn.Module):
         """
         mask = None if mask is None else mask.bool()
         if num_readers is not None and num_readers < self._head_width:
+            if torch.is_autocast_enabled(tokens.device.type):  # once, not in every layer and step
+                tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
             return Memory(tokens, [], mask)
         layers = (layer for layer in self.layers if isinstance(layer, TextLayer))
         return Memory(None, [layer.cross_attention.project(tokens) for layer in layers], mask)

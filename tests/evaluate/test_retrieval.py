@@ -173,6 +173,26 @@ def test_a_model_is_measured_as_pair_by_pair(test_set, random_model, tmp_path: P
         assert found[name]["low"] <= value <= found[name]["high"]
 
 
+def test_bf16_ranks_nearly_the_same(test_set, random_model, tmp_path: Path) -> None:
+    config, data = test_set
+    found = []
+    for precision in ("fp32", "bf16"):
+        evaluate = config.evaluate.model_copy(update={"precision": precision})
+        (tmp_path / precision).mkdir()
+        evaluate_retrieval(
+            config.model_copy(update={"evaluate": evaluate}),
+            random_model("retrieval"),
+            data,
+            tmp_path / precision,
+            NullTracker(),
+        )
+        found.append(
+            pq.read_table(tmp_path / precision / "per_image.parquet")["tr_rank"].to_numpy()
+        )
+    # Measured: one of 12 ranks differs, by one.
+    assert np.abs(found[0] - found[1]).max() <= 3
+
+
 def _every_pair(model: Path, data: Path, texts: list[str], k: int) -> tuple[np.ndarray, ...]:
     """Score every pair alone, then keep the candidates: the reference's matrices."""
     network = load_model(model, "retrieval").eval()

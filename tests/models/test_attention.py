@@ -3,7 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip.models.attention import CrossAttention, KeyValueCache, SelfAttention
+from blip.models.attention import (
+    CrossAttention,
+    KeyValueCache,
+    PairedCrossAttention,
+    SelfAttention,
+)
 
 TOLERANCE = 2e-6  # measured: 3e-7
 
@@ -88,3 +93,32 @@ def test_dropout_works_while_training_only():
 def test_select_needs_content():
     with pytest.raises(AssertionError):
         KeyValueCache().select(torch.tensor([0]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shapes,
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from(["one", "two", "merged"]),
+)
+def test_attention_over_the_tokens_is_that_over_keys_and_values(
+    shape, texts_per_memory, num_tokens, padded, kind
+):
+    num_memories, length, num_heads, seed = shape
+    torch.manual_seed(seed)
+    attention = CrossAttention(8, 6, num_heads, dropout=0.1)
+    if kind != "one":
+        attention = PairedCrossAttention(8, 6, num_heads, dropout=0.1, merge=kind == "merged")
+        padded, num_tokens = False, 2 * num_tokens
+    attention.eval()
+    hidden = torch.randn(num_memories * texts_per_memory, length, 8)
+    tokens = torch.randn(num_memories, num_tokens, 6)
+    mask = None
+    if padded:
+        lengths = torch.randint(1, num_tokens + 1, (num_memories,))
+        mask = (torch.arange(num_tokens) < lengths[:, None])[:, None, None]
+    ours = attention.over_tokens(hidden, tokens, mask)
+    expected = attention(hidden, attention.project(tokens), mask)
+    torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)

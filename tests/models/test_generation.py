@@ -7,6 +7,9 @@ from blip.models.generation import filtered, generate, processed
 PROMPT = [400, 7, 8]
 
 
+IMAGES = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 3
+
+
 @pytest.fixture
 def captioner(build):
     """A model whose captions differ, and end at different lengths."""
@@ -16,9 +19,8 @@ def captioner(build):
             if "words" in name or "cross_attention" in name:
                 parameter.mul_(4)
         model.language_head.bias[model.special.sep] += 6
-    torch.manual_seed(3)
     with torch.no_grad():
-        return model, model.project_images(model.encode_image(torch.randn(6, 3, 64, 64) * 3))
+        return model, model.project_images(model.encode_image(IMAGES))
 
 
 def decoding(method, **changes):
@@ -45,6 +47,18 @@ def test_a_caption_does_not_depend_on_its_batch(captioner, method):
     )
     assert together == alone == backwards[::-1]
     assert len({len(caption) for caption in together}) > 1  # else nothing was put to the test
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_few_readers_write_the_same_without_keys_and_values(captioner, method):
+    model, memory = captioner
+    with torch.no_grad():
+        tokens = model.encode_image(IMAGES)
+        direct = model.project_images(tokens, num_readers=1)
+    assert direct.key_values == [] and len(direct) == len(memory)
+    assert model.project_images(tokens, num_readers=1000).tokens is None
+    captions = generate(model, direct, PROMPT, decoding(method), seeded(6))
+    assert captions == generate(model, memory, PROMPT, decoding(method), seeded(6))
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
