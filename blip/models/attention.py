@@ -30,15 +30,18 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         pooled: bool = False,
         cache: "KeyValueCache | None" = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
             hidden: (B, L, W) tokens.
-            mask: (B, 1, 1, L) bool, true at the tokens that may be attended to.
+            mask: Bool, true at the tokens that may be attended to: (B, 1, 1, L), or with a cache
+                (1, 1, L, capacity).
             causal: Token i sees tokens up to i only.
             pooled: Only the first token asks; (B, 1, W) comes back.
             cache: Keys and values of the tokens before these; receives those of these.
+            positions: (L,) places of these tokens in the cache.
 
         Returns:
             (B, L, W), or (B, 1, W) if `pooled`.
@@ -52,7 +55,8 @@ class SelfAttention(nn.Module):
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
         key, value = split_heads(key, self.num_heads), split_heads(value, self.num_heads)
         if cache is not None:
-            key, value = cache.extend(key, value)
+            assert positions is not None, "a cache is written at positions"
+            key, value = cache.extend(key, value, positions)
         context = functional.scaled_dot_product_attention(
             split_heads(query, self.num_heads),
             key,
@@ -195,23 +199,31 @@ class PairedCrossAttention(nn.Module):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens that one self-attention has already read."""
+    """Keys and values of the tokens that one self-attention has read, with room for those to come.
 
-    def __init__(self) -> None:
-        self._pair: tuple[Tensor, Tensor] | None = None
+    Its tensors keep their shape and place while a text grows, so that a step can be recorded.
 
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (R, H, L, W/H) keys and values; give all of them."""
-        if self._pair is not None:
-            key = torch.cat([self._pair[0], key], dim=2)
-            value = torch.cat([self._pair[1], value], dim=2)
-        self._pair = key, value
+    Args:
+        capacity: Tokens of a text at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._pair: tuple[Tensor, ...] = ()
+
+    def extend(self, key: Tensor, value: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        """Put (R, H, L, W/H) keys and values at (L,) positions; give all: (R, H, capacity, W/H)."""
+        if not self._pair:
+            rows, heads, _, width = key.shape
+            self._pair = tuple(key.new_zeros(rows, heads, self._capacity, width) for _ in "kv")
+        for room, new in zip(self._pair, (key, value), strict=True):
+            room.index_copy_(2, positions, new)
         return self._pair
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows of the given indices, in their order, repeats included."""
-        assert self._pair is not None, "select follows extend"
-        self._pair = self._pair[0].index_select(0, rows), self._pair[1].index_select(0, rows)
+        assert self._pair, "select follows extend"
+        self._pair = tuple(room.index_select(0, rows) for room in self._pair)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

@@ -131,32 +131,86 @@ def sample(
         Ids of each text, without prompt, `[SEP]` and padding.
     """
     start, sep = prompt.shape[1], model.special.sep
-    cache = TextCache(len(model.text_decoder.layers))
+    decoder = Decoder(model, memory, decoding.max_length)
     token_ids = prompt.expand(len(memory), -1)
     rows = torch.arange(len(memory), device=prompt.device)
+    open_ = torch.ones_like(rows, dtype=torch.bool)
     captions: list[list[int]] = [[] for _ in range(len(memory))]
-    step_ids = token_ids
+    logits = decoder.read(token_ids)
     for step in range(decoding.max_length - start):
-        logits = model.predict(model.decode(step_ids, memory, cache=cache)[:, -1]).float()
         logits = processed(logits, token_ids, decoding, sep)
         if draws is None:
             chosen = logits.argmax(dim=1)
         else:
             chosen = _pick(*filtered(logits, decoding), draws[rows, step])
         token_ids = torch.cat([token_ids, chosen[:, None]], dim=1)
-        step_ids = token_ids[:, -1:]
-        open_ = (chosen != sep).nonzero().squeeze(1)
-        for row in (chosen == sep).nonzero().squeeze(1).tolist():
+        for row in (open_ & (chosen == sep)).nonzero().squeeze(1).tolist():
             captions[int(rows[row])] = token_ids[row, start:-1].tolist()
-        if len(open_) == 0:
-            return captions
-        if len(open_) < len(rows):
-            rows, token_ids, step_ids = rows[open_], token_ids[open_], step_ids[open_]
-            memory = memory.select(open_)
-            cache.select(open_)
-    for row, index in enumerate(rows.tolist()):
-        captions[index] = token_ids[row, start:].tolist()
+        open_ = open_ & (chosen != sep)
+        if not open_.any() or token_ids.shape[1] == decoding.max_length:
+            break
+        if not decoder.recorded and not open_.all():
+            kept = open_.nonzero().squeeze(1)
+            rows, token_ids, open_ = rows[kept], token_ids[kept], open_[kept]
+            decoder.select(kept)
+        logits = decoder.read_on(token_ids[:, -1:])
+    for row in open_.nonzero().squeeze(1).tolist():
+        captions[int(rows[row])] = token_ids[row, start:].tolist()
     return captions
+
+
+class Decoder:
+    """Reads the texts of a batch, first the prompt, then token by token.
+
+    On a CUDA GPU a step is recorded once and replayed: it is hundreds of small kernels, and to
+    launch them takes the host longer than the GPU needs for them. Its rows are then fixed.
+
+    Args:
+        model: With a text decoder.
+        memory: Of B images or questions, one for each text.
+        capacity: Tokens of a text at most.
+    """
+
+    def __init__(self, model: Blip, memory: Memory, capacity: int) -> None:
+        self.recorded = memory.device.type == "cuda"
+        self._model, self._memory = model, memory
+        self._cache = TextCache(len(model.text_decoder.layers), capacity, memory.device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._ids = self._logits = torch.empty(0)  # the graph's own
+
+    def read(self, token_ids: Tensor) -> Tensor:
+        """Read (B, T) tokens; give the (B, V) logits of the next."""
+        hidden = self._model.decode(token_ids, self._memory, cache=self._cache)
+        return self._model.predict(hidden[:, -1]).float()
+
+    def read_on(self, token_ids: Tensor) -> Tensor:
+        """Read (B, 1) tokens after those before; give the (B, V) logits of the next."""
+        if not self.recorded:
+            return self.read(token_ids)
+        if self._graph is None:
+            self._record(token_ids)
+        assert self._graph is not None
+        self._ids.copy_(token_ids)
+        self._graph.replay()
+        return self._logits
+
+    def _record(self, token_ids: Tensor) -> None:
+        self._ids = token_ids.clone()
+        # Libraries set up what they need in a first run, which must not be recorded.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.read(self._ids)
+            self._cache.go_back(1)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits = self.read(self._ids)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with some texts only."""
+        self._memory = self._memory.select(rows)
+        self._cache.select(rows)
 
 
 def _pick(probabilities: Tensor, ids: Tensor, draws: Tensor) -> Tensor:
@@ -227,7 +281,7 @@ def beam_search(
         log-probabilities over the length.
     """
     start, num_beams = prompt.shape[1], decoding.num_beams
-    cache = TextCache(len(model.text_decoder.layers))
+    cache = TextCache(len(model.text_decoder.layers), decoding.max_length, memory.device)
     counted = (start, 1) if decoding.length_rule == "transformers" else (0, 0)
     finished = [_Finished(num_beams, *counted) for _ in range(len(memory))]
     images = list(range(len(memory)))

@@ -117,16 +117,19 @@ class TextTransformer(nn.Module):
             memory: What `project` gave for B memories; `None` skips the cross-attention.
             memory_index: (P,) the memory of each text. `None`: P is a multiple of B, the texts of
                 a memory stand together.
-            causal: Decode: no token sees a later one.
+            causal: Decode: no token sees a later one. With a cache none does anyway.
             pooled: Compute the last layer for the first token alone; (P, 1, W) comes back.
             cache: Of the tokens before these, when decoding step by step.
 
         Returns:
             (P, L, W) hidden states of the last layer.
         """
-        offset = 0 if cache is None else cache.advance(token_ids.shape[1])
-        hidden = self.embeddings(token_ids, offset)
+        positions = None if cache is None else cache.advance(token_ids.shape[1])
+        length = token_ids.shape[1] if cache is None else cache.length
+        hidden = self.embeddings(token_ids, length, positions)
         attend = None if mask is None else mask.bool()[:, None, None, :]
+        if cache is not None and positions is not None:
+            attend = cache.visible(positions)
         readable = None
         if memory is not None and memory.mask is not None:
             padding = memory.mask if memory_index is None else memory.mask[memory_index]
@@ -145,9 +148,10 @@ class TextTransformer(nn.Module):
                 tokens,
                 key_value,
                 readable,
-                causal=causal and token_ids.shape[1] > 1,
+                causal=causal and cache is None,
                 pooled=pooled and number == last,
                 cache=None if cache is None else cache.layers[number],
+                positions=positions,
             )
         return hidden
 
@@ -182,15 +186,15 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(text.width, eps=NORM_EPS)
         self.dropout = nn.Dropout(text.dropout)
 
-    def forward(self, token_ids: Tensor, offset: int) -> Tensor:
-        """Embed (P, L) ids, the first of which stands at position `offset`, as (P, L, W)."""
-        end = offset + token_ids.shape[1]
-        if end > self.positions.num_embeddings:
+    def forward(self, token_ids: Tensor, length: int, positions: Tensor | None) -> Tensor:
+        """Embed (P, L) ids at (L,) positions, else from the first on, of texts of a length so far."""
+        if length > self.positions.num_embeddings:
             raise ValueError(
-                f"texts of {end} tokens for a model of {self.positions.num_embeddings} positions"
+                f"texts of {length} tokens for a model of {self.positions.num_embeddings} positions"
             )
-        positions = self.positions.weight[offset:end]
-        return self.dropout(self.norm(self.words(token_ids) + positions))
+        weight = self.positions.weight
+        places = weight[:length] if positions is None else weight.index_select(0, positions)
+        return self.dropout(self.norm(self.words(token_ids) + places))
 
 
 def _blank_embedding(rows: int, width: int) -> nn.Embedding:
@@ -246,9 +250,10 @@ class TextLayer(nn.Module):
         causal: bool,
         pooled: bool,
         cache: KeyValueCache | None,
+        positions: Tensor | None,
     ) -> Tensor:
         """Map (P, L, W) to (P, L, W), or to (P, 1, W) of the first token if `pooled`."""
-        attended = self.self_attention(hidden, mask, causal=causal, pooled=pooled, cache=cache)
+        attended = self.self_attention(hidden, mask, causal, pooled, cache, positions)
         hidden = self.self_norm((hidden[:, :1] if pooled else hidden) + self.dropout(attended))
         seen = None
         if tokens is not None:
@@ -262,17 +267,35 @@ class TextLayer(nn.Module):
 
 
 class TextCache:
-    """What a decoder keeps of the tokens it has read, so that a step computes one token only."""
+    """What a decoder keeps of the tokens it has read, so that a step computes one token only.
 
-    def __init__(self, num_layers: int) -> None:
-        self.layers = [KeyValueCache() for _ in range(num_layers)]
+    Args:
+        num_layers: Of the decoder.
+        capacity: Tokens of a text at most.
+        device: Where the decoder is.
+    """
+
+    def __init__(self, num_layers: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        self.layers = [KeyValueCache(capacity) for _ in range(num_layers)]
         self.length = 0
+        self._places = torch.arange(capacity, device=device)
+        self._next = torch.zeros((), dtype=torch.int64, device=device)
 
-    def advance(self, num_tokens: int) -> int:
-        """Count new tokens; give the position of the first."""
-        assert self.length == 0 or num_tokens == 1, "after the prompt, one token a step"
-        start, self.length = self.length, self.length + num_tokens
-        return start
+    def advance(self, num_tokens: int) -> Tensor:
+        """Count new tokens; give their (L,) positions. A recorded step counts on the device alone."""
+        self.length += num_tokens
+        positions = self._places[:num_tokens] + self._next
+        self._next += num_tokens
+        return positions
+
+    def visible(self, positions: Tensor) -> Tensor:
+        """Say which places tokens at (L,) positions may look at: (1, 1, L, capacity) bool."""
+        return (self._places <= positions[:, None])[None, None]
+
+    def go_back(self, num_tokens: int) -> None:
+        """Forget the last tokens."""
+        self.length -= num_tokens
+        self._next -= num_tokens
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows of the given (R,) indices, in their order, repeats included."""

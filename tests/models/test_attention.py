@@ -72,13 +72,13 @@ def test_texts_of_one_image_are_queries_of_one_attention(shape, texts_per_image)
 
 
 def test_cache_keeps_and_reorders_rows():
-    cache = KeyValueCache()
+    cache = KeyValueCache(capacity=3)
     rows = torch.arange(3.0).view(3, 1, 1, 1)
-    cache.extend(rows, rows + 10)
+    cache.extend(rows, rows + 10, torch.tensor([0]))
     cache.select(torch.tensor([2, 0, 2]))
-    key, value = cache.extend(rows + 5, rows + 6)
-    assert key.squeeze().tolist() == [[2, 5], [0, 6], [2, 7]]
-    assert value.squeeze().tolist() == [[12, 6], [10, 7], [12, 8]]
+    key, value = cache.extend(rows + 5, rows + 6, torch.tensor([1]))
+    assert key.squeeze().tolist() == [[2, 5, 0], [0, 6, 0], [2, 7, 0]]
+    assert value.squeeze().tolist() == [[12, 6, 0], [10, 7, 0], [12, 8, 0]]
 
 
 def test_dropout_works_while_training_only():
@@ -92,7 +92,7 @@ def test_dropout_works_while_training_only():
 
 def test_select_needs_content():
     with pytest.raises(AssertionError):
-        KeyValueCache().select(torch.tensor([0]))
+        KeyValueCache(1).select(torch.tensor([0]))
 
 
 @settings(deadline=None, max_examples=40)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from blip import config
-from blip.models.generation import filtered, generate, processed
+from blip.models.generation import Decoder, filtered, generate, processed
 
 PROMPT = [400, 7, 8]
 
@@ -55,7 +55,8 @@ def test_few_readers_write_the_same_without_keys_and_values(captioner, method):
     with torch.no_grad():
         tokens = model.encode_image(IMAGES)
         direct = model.project_images(tokens, num_readers=1)
-    assert direct.key_values == [] and len(direct) == len(memory)
+    assert direct.key_values == []
+    assert len(direct) == len(memory)
     assert model.project_images(tokens, num_readers=1000).tokens is None
     captions = generate(model, direct, PROMPT, decoding(method), seeded(6))
     assert captions == generate(model, memory, PROMPT, decoding(method), seeded(6))
@@ -154,3 +155,32 @@ def test_no_images_no_captions(captioner):
     model, memory = captioner
     for method in ("greedy", "beam", "nucleus"):
         assert generate(model, memory.select(slice(0, 0)), PROMPT, decoding(method), []) == []
+
+
+def test_rows_that_stay_write_what_they_write_alone(captioner, monkeypatch):
+    """Where a step is recorded, finished texts stay in the batch; here its host reads it as ever."""
+    model, memory = captioner
+    expected = generate(model, memory, PROMPT, decoding("nucleus"), seeded(6))
+    assert len({len(caption) for caption in expected}) > 1
+    monkeypatch.setattr(Decoder, "read_on", Decoder.read)
+    begin = Decoder.__init__
+
+    def fixed(decoder, *arguments):
+        begin(decoder, *arguments)
+        decoder.recorded = True
+
+    monkeypatch.setattr(Decoder, "__init__", fixed)
+    assert generate(model, memory, PROMPT, decoding("nucleus"), seeded(6)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["greedy", "nucleus"])
+def test_a_recorded_step_is_the_step(captioner, method):
+    model, _ = captioner
+    with torch.inference_mode():
+        on_host = model.project_images(model.encode_image(IMAGES))
+        expected = generate(model, on_host, PROMPT, decoding(method), seeded(6))
+        model.cuda()
+        memory = model.project_images(model.encode_image(IMAGES.cuda()))
+        for _ in range(2):
+            assert generate(model, memory, PROMPT, decoding(method), seeded(6)) == expected

@@ -96,7 +96,7 @@ def test_decoding_with_a_cache_is_decoding_at_once():
     model, ids = build(), torch.randint(1, 50, (4, 8))
     memory = model.project(torch.randn(2, 5, 24))  # two texts an image
     whole = model(ids, None, memory, causal=True)
-    cache = TextCache(2)
+    cache = TextCache(2, capacity=10)
     steps = [model(ids[:, :3], None, memory, causal=True, cache=cache)]
     for place in range(3, 8):
         step = model(ids[:, place : place + 1], None, memory, causal=True, cache=cache)
