@@ -15,7 +15,8 @@ from blip import config
 from blip.batch import Batch
 from blip.evaluate.retrieval import Judge, rerank
 from blip.evaluate.vqa import encode_questions, rank_answers
-from blip.models.generation import beam_search, sample
+from blip.models.device import Precision, autocast
+from blip.models.generation import Decoder, beam_search, sample
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.models.med import Memory
 from blip.objectives import Position
@@ -307,6 +308,34 @@ def build_bf16(size: Size, device: torch.device, wanted: Ways) -> Case:
     return Case(path, ways, len(images), "images", difference=relative, tolerance=None)
 
 
+def build_bf16_captions(size: Size, device: torch.device, wanted: Ways) -> Case:
+    """Captions by nucleus sampling in 16 bits, images encoded."""
+    decoding, batch_size = _decoding("capfilt"), 16
+    model = inputs.build_model(size, "captioning", 384, device)
+    images = inputs.draw_images(model, batch_size)
+    prompt = torch.tensor([[model.special.dec]], device=device)
+    draws = torch.rand(batch_size, CAPTION_LENGTH - 1).to(device)
+
+    @torch.inference_mode()
+    def write(precision: Precision) -> Outcome:
+        with autocast(device, precision):
+            memory = model.project_images(model.encode_image(images), decoding.num_readers)
+            return {"ids": torch.tensor(sample(model, memory, prompt, decoding, draws))}
+
+    @torch.inference_mode()
+    def begin(precision: Precision) -> Outcome:
+        with autocast(device, precision):
+            memory = model.project_images(model.encode_image(images), decoding.num_readers)
+            return {"logits": Decoder(model, memory, 1).read(prompt.expand(batch_size, -1))}
+
+    ways = {
+        "ours": Way(partial(write, "bf16"), partial(begin, "bf16"), torch.bfloat16),
+        "fp32": Way(partial(write, "fp32"), partial(begin, "fp32")),
+    }
+    path = f"captions, nucleus, bf16, batch {batch_size}, {CAPTION_LENGTH} tokens, 384 px"
+    return Case(path, ways, batch_size, "captions", difference=relative, tolerance=None)
+
+
 def build_input(size: Size, device: torch.device, wanted: Ways) -> Case:
     """500-px JPEGs as pre-training reads them, on the CPU."""
     from benchmarks import photos  # torchvision takes seconds to import
@@ -340,4 +369,5 @@ PATHS: dict[str, Builder] = {
     "retrieval": partial(build_retrieval, 1.0),
     "input": build_input,
     "bf16": build_bf16,
+    "bf16_captions": build_bf16_captions,
 }

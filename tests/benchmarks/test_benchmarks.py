@@ -67,5 +67,5 @@ def test_peaks_and_choices() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "benchmarks: no path 'walk': one of rerank, beam, nucleus, vqa, pretrain8, pretrain16, "
-        "retrieval, input, bf16\n"
+        "retrieval, input, bf16, bf16_captions\n"
     )
