@@ -97,7 +97,9 @@ def read(
         past: Keys and values of the tokens before these; receives those of these.
     """
     length = token_ids.shape[1]
-    hidden = stack.embeddings(token_ids, past[0][0].shape[1] if past else 0)
+    start = past[0][0].shape[1] if past else 0
+    positions = torch.arange(start, start + length, device=token_ids.device)
+    hidden = stack.embeddings(token_ids, start + length, positions)
     allowed = None if mask is None else mask.bool()[:, None, None, :]
     if causal and length > 1:
         earlier = torch.ones(length, length, dtype=torch.bool, device=token_ids.device).tril()
