@@ -73,10 +73,12 @@ def rank_answers(model: Blip, questions: Memory, answers: Texts, k: int) -> Rank
     chosen = candidates.flatten().cpu()
     asked = torch.arange(len(questions)).repeat_interleave(k)
     part = mask[chosen].sum(dim=1).cumsum(dim=0) // TOKENS_AT_ONCE
-    sizes = part.unique_consecutive(return_counts=True)[1].tolist()
+    sizes = [size for size in part.bincount().tolist() if size]
     losses = [
         _answer_losses(model, questions, ids[rows], mask[rows], question)
-        for rows, question in zip(chosen.split(sizes), asked.split(sizes), strict=True)
+        for rows, question in zip(
+            torch.split(chosen, sizes), torch.split(asked, sizes), strict=True
+        )
     ]
     scores = -torch.cat(losses).view(-1, k)
     best = candidates.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -104,7 +106,7 @@ def _token_losses(model: Blip, hidden: Tensor, rows: Tensor, targets: Tensor) ->
     The language head reads every state once, some at a time: rows of the vocabulary are long.
     """
     losses = torch.empty(len(rows), device=hidden.device)
-    for part, states in enumerate(hidden.split(STATES_AT_ONCE)):
+    for part, states in enumerate(torch.split(hidden, STATES_AT_ONCE)):
         log_probability = model.predict(states).float().log_softmax(dim=1)
         here = (rows // STATES_AT_ONCE == part).nonzero()[:, 0]
         row = (rows[here] % STATES_AT_ONCE).to(hidden.device)

@@ -74,8 +74,8 @@ class SelfAttention(nn.Module):
             (M, 1, W).
         """
         width = hidden.shape[-1]
-        query, key_value = self.qkv(hidden).split([width, 2 * width], dim=-1)
-        queries = split_heads(query, self.num_heads).split([len(path) for path in paths])
+        query, key_value = torch.split(self.qkv(hidden), [width, 2 * width], dim=-1)
+        queries = torch.split(split_heads(query, self.num_heads), [len(path) for path in paths])
         contexts = []
         for asked, path in zip(queries, paths, strict=True):
             key, value = key_value[:, 0][path].chunk(2, dim=-1)

@@ -60,25 +60,26 @@ def find_prefixes(
         start: What the first token of all texts is read as.
     """
     last = mask.bool().sum(dim=1) - 1
-    count = num_memories
+    count, vocab_size = num_memories, int(token_ids.max()) + 1
     levels, paths = [token_ids.new_full((count,), start)], [torch.arange(count)[:, None]]
     before = torch.zeros(len(token_ids), token_ids.shape[1] - 1, dtype=torch.int64)
     before[:, 0] = memory_index
     for place in range(1, int(last.max())):
         rows = (last > place).nonzero()[:, 0]
         # Two prefixes are one where they follow one prefix with one token.
-        follows = torch.stack([before[rows, place - 1], token_ids[rows, place]], dim=1)
-        distinct, which = torch.unique(follows, dim=0, return_inverse=True)
+        keys = before[rows, place - 1] * vocab_size + token_ids[rows, place]
+        distinct, which = torch.unique(keys, return_inverse=True)
         before[rows, place] = count + which
-        earlier = paths[-1][distinct[:, 0] - (count - len(paths[-1]))]
+        shorter = distinct // vocab_size
+        earlier = paths[-1][shorter - (count - len(paths[-1]))]
         own = torch.arange(count, count + len(distinct))
         paths.append(torch.cat([earlier, own[:, None]], dim=1))
-        levels.append(distinct[:, 1])
+        levels.append(distinct % vocab_size)
         count += len(distinct)
     memory = torch.cat([path[:, 0] for path in paths])
     sizes = memory.bincount(minlength=num_memories)
     grouped = memory.argsort(stable=True)
-    columns = pad_sequence(list(grouped.split(sizes.tolist())), batch_first=True)
+    columns = pad_sequence(list(torch.split(grouped, sizes.tolist())), batch_first=True)
     taken = torch.arange(columns.shape[1]) < sizes[:, None]
     slots = torch.empty(count, dtype=torch.int64)
     slots[columns[taken]] = taken.flatten().nonzero()[:, 0]
