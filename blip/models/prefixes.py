@@ -50,7 +50,7 @@ class Prefixes:
 def find_prefixes(
     token_ids: Tensor, mask: Tensor, memory_index: Tensor, num_memories: int, start: int
 ) -> Prefixes:
-    """Find the distinct prefixes of T texts; fastest on the host.
+    """Find the distinct prefixes of T texts, on the host.
 
     Args:
         token_ids: (T, L) with padding on the right.
