@@ -65,8 +65,7 @@ def _measure(
     build: "partial[Case]", name: str, ways: list[str], repeats: int, memory: bool
 ) -> Comparison:
     typer.echo(f"{name}: building, checking, timing", err=True)
-    case = build(ways)
-    case = replace(case, ways={way: how for way, how in case.ways.items() if way in ways})
+    case = build(ways).only(ways)
     found = compare(case, repeats)
     del case  # its models make room for those of the next processes
     typer.echo(f"{name}: {table.summary(found)}", err=True)

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +71,10 @@ class Case:
     difference: Callable[[Tensor, Tensor], float] = absolute
     tolerance: float | None = 1e-5
     most_repeats: int | None = None
+
+    def only(self, wanted: Collection[str]) -> "Case":
+        """Leave out the ways that are not wanted."""
+        return replace(self, ways={name: way for name, way in self.ways.items() if name in wanted})
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ Ways = Collection[str]
 Builder = Callable[[Size, torch.device, Ways], Case]
 
 
-def build_rerank(size: Size, device: torch.device, wanted: Ways) -> Case:
-    """One image against 32 texts, image tokens given."""
-    model = inputs.build_model(size, "matching", 384, device)
+def build_rerank(
+    size: Size, device: torch.device, wanted: Ways, num_texts: int = 32, image_size: int = 384
+) -> Case:
+    """One image against some texts, image tokens given."""
+    model = inputs.build_model(size, "matching", image_size, device)
     with torch.inference_mode():
         tokens = model.encode_image(inputs.draw_images(model, 1))
-    ids, mask = inputs.draw_texts(model, 32, CAPTIONS, RETRIEVAL_LENGTH)
+    ids, mask = inputs.draw_texts(model, num_texts, CAPTIONS, RETRIEVAL_LENGTH)
     texts = Texts(ids.cpu(), mask.cpu())
 
     @torch.inference_mode()
@@ -60,20 +62,20 @@ def build_rerank(size: Size, device: torch.device, wanted: Ways) -> Case:
             return {"logits": theirs.match(converted, grounded, mask, repeated)}
 
         ways["transformers"] = Way(converted_way)
-    path = "re-rank, 1 image, 32 captions of natural length, 384 px"
+    path = f"re-rank, 1 image, {num_texts} captions of natural length, {image_size} px"
     return Case(path, ways, len(ids), "pairs", {"transformers": 6.0})
 
 
-def build_beam(size: Size, device: torch.device, wanted: Ways) -> Case:
+def build_beam(size: Size, device: torch.device, wanted: Ways, batch_size: int = 8) -> Case:
     """Captions by beam search, image tokens given."""
     decoding = _decoding("evaluate")
-    return _build_captioning(size, device, wanted, decoding, 8, {"transformers": 3.0})
+    return _build_captioning(size, device, wanted, decoding, batch_size, {"transformers": 3.0})
 
 
-def build_nucleus(size: Size, device: torch.device, wanted: Ways) -> Case:
+def build_nucleus(size: Size, device: torch.device, wanted: Ways, batch_size: int = 16) -> Case:
     """Captions by nucleus sampling as in CapFilt, image tokens given."""
     decoding = _decoding("capfilt")
-    return _build_captioning(size, device, wanted, decoding, 16, {"transformers": 2.0})
+    return _build_captioning(size, device, wanted, decoding, batch_size, {"transformers": 2.0})
 
 
 def _decoding(section: str) -> config.Decoding:
@@ -133,9 +135,8 @@ def _build_captioning(
     return Case(path, ways, batch_size, "captions", targets)
 
 
-def build_vqa(size: Size, device: torch.device, wanted: Ways) -> Case:
+def build_vqa(size: Size, device: torch.device, wanted: Ways, k: int = 128, count: int = 8) -> Case:
     """Questions and the ranking of their answers, image tokens given."""
-    k, count = 128, 8
     model = inputs.build_model(size, "vqa", 480, device)
     with torch.inference_mode():
         tokens = model.encode_image(inputs.draw_images(model, count))

@@ -138,11 +138,7 @@ class Predictor:
         """
         memory = encode_questions(self.model, self._encode(images), _each(questions, len(images)))
         with _user_errors():
-            # One by one: each question is a batch of k answers already.
-            best = [
-                int(rank_answers(self.model, memory.select(slice(i, i + 1)), answers, k).best)
-                for i in range(len(memory))
-            ]
+            best: list[int] = rank_answers(self.model, memory, answers, k).best.tolist()
         return _rows(best, len(questions))
 
     @torch.inference_mode()

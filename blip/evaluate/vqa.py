@@ -8,8 +8,10 @@ from torch import Tensor
 from blip.models.blip import Blip
 from blip.models.matching import Texts
 from blip.models.med import Memory
-from blip.objectives.lm import text_losses
+from blip.models.prefixes import find_prefixes
 
+TOKENS_AT_ONCE = 4096  # of answers that are decoded together: bounds the memory
+STATES_AT_ONCE = 128  # of which the language head writes logits: what a cache holds
 LABEL_SMOOTHING = 0.1  # the reference scores with the loss that it trains with
 
 
@@ -64,21 +66,53 @@ def rank_answers(model: Blip, questions: Memory, answers: Texts, k: int) -> Rank
             f"k = {k} answers to score, of {len(answers)} candidates: lower k, or give more"
         )
     device = questions.device
-    ids, mask = answers.token_ids.to(device), answers.mask.to(device)
-    start = ids.new_full((len(questions), 1), model.special.dec)
+    ids, mask = answers.token_ids.cpu(), answers.mask.cpu()
+    start = torch.full((len(questions), 1), model.special.dec, device=device)
     first = model.predict(model.decode(start, questions)[:, 0]).float().softmax(dim=1)
-    first_probability = first[:, ids[:, 1]]
+    first_probability = first[:, ids[:, 1].to(device)]
+    # Candidates that begin alike are equally likely, and so stand together.
     candidates = first_probability.topk(k, dim=1).indices
-    chosen = candidates.flatten()
-    longest = int(mask[chosen].sum(dim=1).max())
-    token_ids, token_mask = ids[chosen, :longest], mask[chosen, :longest]
-    losses = text_losses(
-        model.decode(token_ids[:, :-1], questions),
-        token_ids,
-        token_mask,
-        model.predict,
-        LABEL_SMOOTHING,
-    )
-    scores = -losses.view(-1, k)
+    chosen = candidates.flatten().cpu()
+    asked = torch.arange(len(questions)).repeat_interleave(k)
+    part = mask[chosen].sum(dim=1).cumsum(dim=0) // TOKENS_AT_ONCE
+    sizes = [size for size in part.bincount().tolist() if size]
+    losses = [
+        _answer_losses(model, questions, ids[rows], mask[rows], question)
+        for rows, question in zip(
+            torch.split(chosen, sizes), torch.split(asked, sizes), strict=True
+        )
+    ]
+    scores = -torch.cat(losses).view(-1, k)
     best = candidates.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
     return RankedAnswers(first_probability, candidates, scores, best)
+
+
+def _answer_losses(
+    model: Blip, questions: Memory, ids: Tensor, mask: Tensor, question: Tensor
+) -> Tensor:
+    """Sum the losses of the tokens of R answers, whose (R,) questions rise: (R,)."""
+    first, last = int(question[0]), int(question[-1])
+    memory = questions.select(slice(first, last + 1))
+    prefixes = find_prefixes(ids, mask, question - first, len(memory), model.special.dec)
+    device = memory.device
+    hidden = model.decode_prefixes(prefixes.to(device), memory)
+    counted = mask[:, 1:].bool()
+    losses = _token_losses(model, hidden, prefixes.before[counted], ids[:, 1:][counted])
+    answer = counted.nonzero()[:, 0].to(device)
+    return losses.new_zeros(len(ids)).index_add(0, answer, losses)
+
+
+def _token_losses(model: Blip, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+    """Give the smoothed cross-entropy of P tokens, each by one of (M, W) states: (P,).
+
+    The language head reads every state once, some at a time: rows of the vocabulary are long.
+    """
+    losses = torch.empty(len(rows), device=hidden.device)
+    for part, states in enumerate(torch.split(hidden, STATES_AT_ONCE)):
+        log_probability = model.predict(states).float().log_softmax(dim=1)
+        here = (rows // STATES_AT_ONCE == part).nonzero()[:, 0]
+        row = (rows[here] % STATES_AT_ONCE).to(hidden.device)
+        target, here = targets[here].to(hidden.device), here.to(hidden.device)
+        hit, uniform = log_probability[row, target], log_probability.mean(dim=1)[row]
+        losses[here] = -(1 - LABEL_SMOOTHING) * hit - LABEL_SMOOTHING * uniform
+    return losses

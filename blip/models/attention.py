@@ -1,5 +1,7 @@
 """Multi-head attention: of tokens among themselves, or over a memory projected once."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -66,6 +68,26 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.output(join_heads(context))
+
+    def along(self, hidden: Tensor, paths: Sequence[Tensor]) -> Tensor:
+        """Attend, each of the prefixes of some texts with the prefixes on its path alone.
+
+        Args:
+            hidden: (M, 1, W), the shortest prefixes first.
+            paths: Of `Prefixes`.
+
+        Returns:
+            (M, 1, W).
+        """
+        width = hidden.shape[-1]
+        query, key_value = torch.split(self.qkv(hidden), [width, 2 * width], dim=-1)
+        queries = torch.split(split_heads(query, self.num_heads), [len(path) for path in paths])
+        contexts = []
+        for asked, path in zip(queries, paths, strict=True):
+            key, value = key_value[:, 0][path].chunk(2, dim=-1)
+            key, value = split_heads(key, self.num_heads), split_heads(value, self.num_heads)
+            contexts.append(functional.scaled_dot_product_attention(asked, key, value))
+        return self.output(join_heads(torch.cat(contexts)))
 
 
 class CrossAttention(nn.Module):

@@ -10,6 +10,7 @@ from blip import config
 from blip.batch import SpecialTokens
 from blip.models.linear import Linear
 from blip.models.med import LanguageHead, Memory, TextCache, TextTransformer
+from blip.models.prefixes import Prefixes
 from blip.models.vit import VisionTransformer
 
 Parts = Literal[
@@ -231,6 +232,10 @@ class Blip(nn.Module):
         if cache is None or cache.length == 0:
             token_ids = self._start(token_ids, self.special.dec)
         return self.text_decoder(token_ids, None, memory, memory_index, causal=True, cache=cache)
+
+    def decode_prefixes(self, prefixes: Prefixes, memory: Memory) -> Tensor:
+        """Run the decoder on the M prefixes of some texts (`find_prefixes`): (M, W) states."""
+        return self.text_decoder.read_prefixes(prefixes, memory)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """Give next-token logits (..., V) of decoder states (..., W)."""

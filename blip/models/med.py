@@ -20,6 +20,7 @@ from blip.models.attention import (
     SelfAttention,
 )
 from blip.models.linear import Linear, linear
+from blip.models.prefixes import Prefixes
 
 NORM_EPS = 1e-12
 FIRST_MERGING_LAYER = 6  # of those that read two images: layers before it take the mean
@@ -155,6 +156,24 @@ class TextTransformer(nn.Module):
             )
         return hidden
 
+    def read_prefixes(self, prefixes: Prefixes, memory: Memory) -> Tensor:
+        """Decode the M prefixes of some texts at once, without dropout: (M, W) of the last layer.
+
+        Each is read as the last token of a text that begins so; what texts have in common is
+        computed once.
+        """
+        hidden = torch.cat(
+            [
+                self.embeddings(ids[:, None], place + 1, ids.new_full((1,), place))
+                for place, ids in enumerate(prefixes.token_ids)
+            ]
+        )
+        readable = None if memory.mask is None else memory.mask[:, None, None, :]
+        for layer, key_value in zip(self.layers, memory.key_values, strict=True):
+            assert isinstance(layer, TextLayer)
+            hidden = layer.read_prefixes(hidden, prefixes, key_value, readable)
+        return hidden[:, 0]
+
     def project(
         self, tokens: Tensor, mask: Tensor | None = None, num_readers: int | None = None
     ) -> Memory:
@@ -262,6 +281,17 @@ class TextLayer(nn.Module):
             seen = self.cross_attention(hidden, key_value, readable)
         if seen is not None:
             hidden = self.cross_norm(hidden + self.dropout(seen))
+        return self._expand(hidden)
+
+    def read_prefixes(
+        self, hidden: Tensor, prefixes: Prefixes, key_value: Tensor, readable: Tensor | None
+    ) -> Tensor:
+        """Map (M, 1, W) of prefixes to (M, 1, W)."""
+        hidden = self.self_norm(hidden + self.self_attention.along(hidden, prefixes.paths))
+        seen = self.cross_attention(prefixes.by_memory(hidden), key_value, readable)
+        return self._expand(self.cross_norm(hidden + prefixes.in_order(seen)))
+
+    def _expand(self, hidden: Tensor) -> Tensor:
         expanded = self.mlp_down(functional.gelu(self.mlp_up(hidden)))
         return self.mlp_norm(hidden + self.dropout(expanded))
 

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -12,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 KEYS = {"path", "against", "ratio", "target", "ours_s", "theirs_s", "peak_mib"}
 
 
-def bench(*options: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks", "--size", "tiny", "--repeats", "1", *options]
+def bench(*options: str, program: str = "benchmarks") -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", program, "--size", "tiny", "--repeats", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -70,4 +72,36 @@ def test_peaks_and_choices() -> None:
     assert done.stderr == (
         "benchmarks: no path 'walk': one of rerank, beam, nucleus, vqa, pretrain8, pretrain16, "
         "retrieval, input, bf16, bf16_captions\n"
+    )
+
+
+@pytest.mark.slow
+def test_curves(tmp_path: Path) -> None:
+    curves = partial(bench, program="benchmarks.curves")
+    done = curves("--points", "2", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    names = ["beam", "nucleus", "rerank", "vqa", "vision", "rerank_size"]
+    measured = [line.split(",")[0] for line in done.stderr.splitlines()]
+    assert measured == [name for name in names for _ in range(2)]
+    found = {}
+    for picture in ("batch", "candidates", "image_size"):
+        root = ElementTree.parse(tmp_path / f"benchmark_{picture}.svg").getroot()
+        for chart in root.findall("{*}svg"):
+            drawn = chart.findall("{*}polyline")
+            assert all(len(line.attrib["points"].split()) == 2 for line in drawn)
+            found[chart.findtext("{*}title")] = [line.findtext("{*}title") for line in drawn]
+    ways = ["ours", "plain", "transformers"]
+    assert found == {
+        "Captions by beam search: ms per caption": ways,
+        "Captions by nucleus sampling: ms per caption": ways,
+        "Re-ranking, 384 px: ms per pair": ways,
+        "VQA, 2 questions: ms per question": ways[:2],
+        "Image encoder: ms per image": ways,
+        "Re-ranking, 32 candidates: ms per pair": ways,
+    }
+
+    done = curves("--paths", "input")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "benchmarks: no curve 'input': one of beam, nucleus, rerank, vqa, vision, rerank_size\n"
     )
