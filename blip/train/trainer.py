@@ -21,6 +21,12 @@ from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
 from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from blip.train.state import (
+    load_optimizer,
+    load_random_states,
+    optimizer_tensors,
+    random_states,
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,17 +83,21 @@ def fit(
     """
     total = total_steps(config, loader.steps_per_epoch)
     optimizer = build_optimizer(objective, config.optimizer)
-    checkpoints = Checkpoints(run_dir / "checkpoints", identity)
+    checkpoints = Checkpoints(run_dir / "checkpoints", identity, config.keep_checkpoints)
     curve = Curve(tracker)
     start = 0
-    if restored := checkpoints.restore(objective, optimizer):
-        start, progress = restored
-        curve.load_state(progress)
+    if saved := checkpoints.last():
+        start = saved.step
+        saved.load("objective", objective.state_dict())
+        load_optimizer(optimizer, saved)
+        load_random_states(saved)
+        curve.load_state(saved.progress)
+        log.info("going on from step %d", start)
     objective.train()
     on_host = next(objective.parameters()).device.type == "cpu"
     bar = Progress(name, total, "steps", done=start)
     note = ""
-    with _finish_step_on_signal() as received:
+    with checkpoints, _finish_step_on_signal() as received:
         began = time.perf_counter()
         for step, batch in enumerate(loader.iterate(start, total), start):
             waited = time.perf_counter() - began
@@ -104,9 +114,14 @@ def fit(
                 note = f"loss {point['loss']:.3f}"
             if received or done % config.checkpoint_every == 0 or done == total:
                 curve.settle(done)
-                checkpoints.save(done, objective, optimizer, curve.state())
+                groups = {
+                    "objective": objective.state_dict(),
+                    "optimizer": optimizer_tensors(optimizer),
+                }
+                checkpoints.save(done, groups, curve.state(), own=random_states())
             bar.advance(note=note)
             if received:
+                checkpoints.finish()
                 _leave(received[0], done)
             began = time.perf_counter()
     return curve.points
