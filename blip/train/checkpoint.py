@@ -79,6 +79,11 @@ class Checkpoints:
         elif self._writer:
             self._writer.join()
 
+    def prepare(self, groups: Groups, *, own: Mapping[str, Tensor]) -> None:
+        """Get the memory that saving these needs, in a thread, so that the first save finds it."""
+        self._wait()
+        self._start(self._snapshot.prepare, groups, own)
+
     def save(
         self,
         step: int,
@@ -116,11 +121,7 @@ class Checkpoints:
             "about": self._about,
         }
         # As text at once: the run goes on changing it.
-        arguments = (step, json.dumps(state), best)
-        self._writer = threading.Thread(
-            target=self._write, args=arguments, name="checkpoint", daemon=True
-        )
-        self._writer.start()
+        self._start(self._write, step, json.dumps(state), best)
 
     def finish(self) -> None:
         """Wait for the save under way.
@@ -166,6 +167,10 @@ class Checkpoints:
                 "a copy, or remove the folder to begin anew"
             )
         return None
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        self._writer = threading.Thread(target=work, args=arguments, name="checkpoint", daemon=True)
+        self._writer.start()
 
     def _write(self, step: int, state: str, best: int | None) -> None:
         """Write what was copied and let it take its name; in a thread."""

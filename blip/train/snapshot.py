@@ -50,6 +50,11 @@ class Snapshot:
         """Size of the file."""
         return len(self._header) + self._size
 
+    def prepare(self, groups: Groups, own: Mapping[str, Tensor]) -> None:
+        """Get the memory for a copy, which may take seconds; it may be another thread's work."""
+        tensors, _ = _stored({**groups, OWN: own})
+        self._reserve(tensors)
+
     def take(self, groups: Groups, own: Mapping[str, Tensor]) -> None:
         """Copy what this process stores, in the place of what was copied before.
 
@@ -69,17 +74,21 @@ class Snapshot:
         for name in order:
             spans[name] = (size, size + tensors[name].nbytes)
             size += tensors[name].nbytes
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-        if len(self._memory) < size:
-            self._memory = _allocate(size, pinned=on_gpu)
+        self._reserve(tensors)
         for name in order:
             tensor = tensors[name]
             place = self._memory[slice(*spans[name])].view(tensor.dtype).view(tensor.shape)
             place.copy_(tensor, non_blocking=True)
-        if on_gpu:
+        if any(tensor.is_cuda for tensor in tensors.values()):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
         self._header, self._size = _header(tensors, spans, metadata), size
+
+    def _reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if len(self._memory) < size:
+            pinned = any(tensor.is_cuda for tensor in tensors.values())
+            self._memory = _allocate(size, pinned)
 
     def write(self, path: Path) -> str:
         """Write the file, down to the disk; give its sha256 (hex).
@@ -148,10 +157,10 @@ def _header(
 
 
 def _allocate(size: int, pinned: bool) -> Tensor:
-    """Give memory of some bytes: pinned, or in huge pages, which are there four times sooner."""
+    """Give memory of some bytes, all of it there: pinned, or in huge pages, which come sooner."""
     if pinned:
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, max(size, 1))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return torch.frombuffer(memory, dtype=torch.uint8).zero_()

@@ -21,6 +21,7 @@ from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
 from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from blip.train.snapshot import Groups
 from blip.train.state import (
     load_optimizer,
     load_random_states,
@@ -107,6 +108,8 @@ def fit(
             set_learning_rate(optimizer, rate)
             position = Position(step, loader.steps_per_epoch)
             losses, norm = _step(objective, optimizer, batch, position, config, wants_norm=logs)
+            if step == start:
+                checkpoints.prepare(_groups(objective, optimizer), own=random_states())
             curve.add(losses.total, losses.metrics, time.perf_counter() - began, waited)
             if logs:
                 assert norm is not None
@@ -114,10 +117,7 @@ def fit(
                 note = f"loss {point['loss']:.3f}"
             if received or done % config.checkpoint_every == 0 or done == total:
                 curve.settle(done)
-                groups = {
-                    "objective": objective.state_dict(),
-                    "optimizer": optimizer_tensors(optimizer),
-                }
+                groups = _groups(objective, optimizer)
                 checkpoints.save(done, groups, curve.state(), own=random_states())
             bar.advance(note=note)
             if received:
@@ -133,6 +133,11 @@ def total_steps(config: Training, steps_per_epoch: int) -> int:
         return config.steps
     assert config.epochs is not None
     return config.epochs * steps_per_epoch
+
+
+def _groups(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
+    """Give what a checkpoint keeps."""
+    return {"objective": objective.state_dict(), "optimizer": optimizer_tensors(optimizer)}
 
 
 def _step(

@@ -238,6 +238,19 @@ def test_the_state_is_that_of_the_moment_of_saving(tmp_path: Path, monkeypatch: 
     assert saved.progress == {"points": [1]}
 
 
+def test_prepared_memory_is_used_by_every_save(tmp_path: Path) -> None:
+    groups = {"objective": {"weight": torch.zeros(1000)}}
+    checkpoints = Checkpoints(tmp_path, "", keep=2)
+    checkpoints.prepare(groups, own=random_states())
+    checkpoints.finish()
+    place = checkpoints._snapshot._memory.data_ptr()
+    for step in (1, 2):
+        checkpoints.save(step, groups, None, own=random_states())
+    checkpoints.finish()
+    assert checkpoints._snapshot._memory.data_ptr() == place
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
 def test_one_save_at_a_time_and_the_context_waits_for_the_last(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
