@@ -1,6 +1,7 @@
 """The processes of one training run; every call also works without a process group."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist  # noqa: TID251
 import torch.distributed.nn.functional as dist_nn  # noqa: TID251
 from torch import Tensor
 
-from blip.errors import BlipError
+UNHURRIED = timedelta(minutes=10)
 
 
 def world_size() -> int:
@@ -50,25 +51,24 @@ class Channel:
     """A way to tell each other small things, on the host, from a thread beside the training loop.
 
     It is a group of its own, so that its messages never mix with the loop's. All processes build it
-    and call it in the same order; it may serve one thread at a time.
+    and call it in the same order; it serves one thread at a time. A process that is writing may be
+    waited for as long as `UNHURRIED`.
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        alone = world_size() == 1
+        self._group = None if alone else dist.new_group(timeout=UNHURRIED, backend="gloo")
 
     def gather(self, value: Any) -> list[Any]:
         """Give what every process handed in, by rank.
 
         Raises:
-            BlipError: Another process has ended.
+            RuntimeError: Another process has ended.
         """
         if self._group is None:
             return [value]
         gathered = [None] * world_size()
-        try:
-            dist.all_gather_object(gathered, value, group=self._group)
-        except RuntimeError as error:
-            raise BlipError(f"another process of this run has ended: {error}") from error
+        dist.all_gather_object(gathered, value, group=self._group)
         return gathered
 
 

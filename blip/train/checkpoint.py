@@ -31,6 +31,7 @@ from blip.train.snapshot import Groups, Snapshot
 log = logging.getLogger(__name__)
 
 DIGESTS = "digests.json"
+GRACE = 20.0  # seconds for the save under way when the loop of several processes has failed
 
 
 class Checkpoints:
@@ -76,8 +77,8 @@ class Checkpoints:
     ) -> None:
         if error is None:
             self.finish()
-        elif self._writer:
-            self._writer.join()
+        elif self._writer:  # where another process hangs, not for ever
+            self._writer.join(None if distributed.world_size() == 1 else GRACE)
 
     def prepare(self, groups: Groups, *, own: Mapping[str, Tensor]) -> None:
         """Get the memory that saving these needs, in a thread, so that the first save finds it."""
@@ -154,11 +155,7 @@ class Checkpoints:
                 damaged.append(path)
                 continue
             self._check_identity(path)
-            if distributed.rank() == 0:
-                for other in damaged:  # or they would count as the newest
-                    shutil.rmtree(other.with_suffix(".damaged"), ignore_errors=True)
-                    other.rename(other.with_suffix(".damaged"))
-            self._channel.gather(None)
+            self._set_aside(damaged)
             self._begun = self._whole = step
             return Saved(path)
         if damaged:
@@ -167,6 +164,16 @@ class Checkpoints:
                 "a copy, or remove the folder to begin anew"
             )
         return None
+
+    def at(self, step: int) -> Saved:
+        """Open the checkpoint of a step, such as the best.
+
+        Raises:
+            CheckpointError: It is not there or damaged.
+        """
+        if problem := self._problem(self._path(step)):
+            raise CheckpointError(f"{self._path(step)}: missing or damaged: {problem}")
+        return Saved(self._path(step))
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         self._writer = threading.Thread(target=work, args=arguments, name="checkpoint", daemon=True)
@@ -184,14 +191,14 @@ class Checkpoints:
         except OSError as error:
             reason = error.strerror or str(error)
             self._error = DataError(
-                f"{path}: cannot be written: {reason}: {self._last_words()}; free some space and "
-                "run the same command again"
+                f"{path}: cannot be written: {reason}: {self._last_words()}; make room and run the "
+                "same command again"
             )
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
                 log.warning(
-                    "%s: cannot be written: %s: training goes on, %s; free some space before the "
-                    "next one is due",
+                    "%s: cannot be written: %s: training goes on, %s; make room before the next one "
+                    "is due",
                     path,
                     reason,
                     self._last_words(),
@@ -262,6 +269,15 @@ class Checkpoints:
         except DataError as error:
             problem = str(error)
         return next(filter(None, self._channel.gather(problem)), None)
+
+    def _set_aside(self, damaged: list[Path]) -> None:
+        """Take their names from damaged checkpoints, which would else count as the newest."""
+        if distributed.rank() == 0:
+            for path in damaged:
+                aside = path.with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        self._channel.gather(None)
 
     def _check_identity(self, path: Path) -> None:
         state = read_json(path / STATE)

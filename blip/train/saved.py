@@ -1,6 +1,7 @@
 """A whole checkpoint, opened to go on from: read by any number of processes, however it is sharded."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from blip import distributed
 from blip.errors import CheckpointError
 from blip.files import read_json
 from blip.train.snapshot import OWN
+
+log = logging.getLogger(__name__)
 
 STATE = "state.json"
 
@@ -50,6 +53,14 @@ class Saved:
         self._shapes: dict[str, tuple[int, ...]] = {}
         files = sorted(path.glob("rank-*.safetensors"))
         self.world_size = len(files)
+        if self.world_size != distributed.world_size():
+            log.warning(
+                "%s: written by %d processes, read by %d: they go on with the same batches, but "
+                "not in the same bits",
+                path,
+                self.world_size,
+                distributed.world_size(),
+            )
         for rank, file in enumerate(files):
             self._open(file, own=rank == distributed.rank())
 

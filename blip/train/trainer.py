@@ -84,7 +84,8 @@ def fit(
     """
     total = total_steps(config, loader.steps_per_epoch)
     optimizer = build_optimizer(objective, config.optimizer)
-    checkpoints = Checkpoints(run_dir / "checkpoints", identity, config.keep_checkpoints)
+    about = {"training": config.model_dump()}
+    checkpoints = Checkpoints(run_dir / "checkpoints", identity, config.keep_checkpoints, about)
     curve = Curve(tracker)
     start = 0
     if saved := checkpoints.last():

@@ -187,6 +187,9 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
         if step == 5:
             assert names(tmp_path) == [f"step-0000000{i}" for i in (2, 4, 5)]
     assert names(tmp_path) == ["step-00000005", "step-00000006"]
+    assert checkpoints.at(5).progress == {"at": 5}
+    with pytest.raises(CheckpointError, match="step-00000002: missing or damaged"):
+        checkpoints.at(2)
 
 
 def test_what_travels_with_a_checkpoint(tmp_path: Path) -> None:
@@ -377,6 +380,18 @@ def test_optimizer_and_generators_go_on_in_the_same_bits(toy: Any, tmp_path: Pat
     assert [step(again, at) for at in (1, 2)] == expected
 
 
+def test_a_process_that_was_not_there_begins_with_a_state_of_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "", keep=2)
+    drawn = []
+    for step in (1, 1, 2):
+        checkpoints.save(step, {}, None, own={})
+        checkpoints.finish()
+        torch.manual_seed(len(drawn))
+        load_random_states(checkpoints.at(step))
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_full_disk_goes_on_training_and_the_next_save_tries_again(
     toy: Any,
     training: Build,
@@ -412,7 +427,7 @@ def test_full_disk_goes_on_training_and_the_next_save_tries_again(
     with caplog.at_level(logging.WARNING, "blip"):
         assert fit(objective, Full(), training(), NullTracker(), folder) == expected
     assert "step-00000010: cannot be written: File too large: training goes on" in caplog.text
-    assert "the last checkpoint is that of step 5; free some space" in caplog.text
+    assert "the last checkpoint is that of step 5; make room" in caplog.text
     assert left == [["step-00000005"]]
     assert names(folder / "checkpoints") == ["step-00000015", "step-00000020"]
     assert all(torch.equal(t, whole[n]) for n, t in objective.state_dict().items())
@@ -427,7 +442,7 @@ def test_full_disk_at_the_end_is_one_message_and_keeps_the_last_checkpoint(
     with pytest.raises(
         DataError,
         match=r"step-00000020: cannot be written: File too large: the last checkpoint is that of "
-        "step 10; free some space and run the same command again",
+        "step 10; make room and run the same command again",
     ):
         fit(objective, loader, training(), NullTracker(), tmp_path)
     file_limit(resource.RLIM_INFINITY)

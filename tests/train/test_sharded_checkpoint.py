@@ -1,6 +1,7 @@
 """Checkpoints of two processes: sharded or not, agreed on by both, read by any number."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +69,11 @@ def test_each_writes_its_shards_and_what_is_equal_is_written_once(root: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["sharded", "replicated"])
-def test_one_process_reads_what_two_wrote(root: Path, kind: str) -> None:
+def test_one_process_reads_what_two_wrote(root: Path, kind: str, caplog: Any) -> None:
     module, optimizer = two_writers.start(2, sharded=False)
-    two_writers.go_on(Checkpoints(root / kind, "run", keep=2).last(), module, optimizer)
+    with caplog.at_level(logging.WARNING, "blip"):
+        two_writers.go_on(Checkpoints(root / kind, "run", keep=2).last(), module, optimizer)
+    assert "written by 2 processes, read by 1: they go on with the same batches" in caplog.text
     expected = torch.load(root / f"{kind}.expected")
     found = two_writers.everything(module, optimizer)
     assert found.keys() == expected.keys()
@@ -94,5 +97,5 @@ def test_all_fall_back_to_the_same_checkpoint(outcome: dict[str, Any]) -> None:
 
 def test_a_dead_process_completes_no_checkpoint(outcome: dict[str, Any]) -> None:
     message, *left = outcome["dies"]
-    assert "another process of this run has ended" in message
+    assert "gloo" in message  # as any lost process is told
     assert left == [".step-00000002.partial", "step-00000001"]

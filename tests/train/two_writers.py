@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist  # noqa: TID251
 from torch import Tensor, nn
 
-from blip.errors import BlipError, CheckpointError, DataError
+from blip.errors import CheckpointError, DataError
 from blip.train.checkpoint import Checkpoints
 from blip.train.saved import Saved
 from blip.train.snapshot import Snapshot
@@ -144,7 +144,7 @@ def dies(rank: int, folder: Path) -> list[str]:
     if rank == 1:
         Snapshot.write = lambda self, path: os._exit(0)  # type: ignore[method-assign]
     checkpoints.save(2, {}, None, own=random_states())
-    message = refusal(checkpoints.finish, BlipError)
+    message = refusal(checkpoints.finish, RuntimeError)
     return [message, *sorted(path.name for path in folder.iterdir())]
 
 
