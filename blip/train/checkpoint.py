@@ -37,7 +37,8 @@ GRACE = 20.0  # seconds for the save under way when the loop of several processe
 class Checkpoints:
     """The checkpoints of one run; as a context, it waits at the end for the save under way.
 
-    Every process of the run builds one and makes the same calls.
+    Every process of the run builds one and makes the same calls. Host memory for one copy of what
+    it stores is kept all the time.
 
     Args:
         folder: Where they lie; all processes see it.
@@ -186,8 +187,10 @@ class Checkpoints:
         first = distributed.rank() == 0
         try:
             digests = dict(self._together(lambda: self._write_tensors(partial)))
-            self._together(lambda: self._complete(path, state, digests, best) if first else None)
+            self._together(lambda: self._complete(path, state, digests) if first else None)
             self._whole = step
+            if first:
+                self._remove_old(step, best)
         except OSError as error:
             reason = error.strerror or str(error)
             self._error = DataError(
@@ -220,8 +223,8 @@ class Checkpoints:
         name = f"rank-{distributed.rank():05}-of-{distributed.world_size():05}.safetensors"
         return name, self._snapshot.write(partial / name)
 
-    def _complete(self, path: Path, state: str, digests: dict[str, str], best: int | None) -> None:
-        """Write what makes it whole, let it take its name, and remove what is not kept."""
+    def _complete(self, path: Path, state: str, digests: dict[str, str]) -> None:
+        """Write what makes it whole, and let it take its name."""
         partial = path.with_name(f".{path.name}.partial")
         (partial / STATE).write_text(state)
         digests[STATE] = digest_file(partial / STATE)
@@ -233,12 +236,18 @@ class Checkpoints:
             _remove(path)
         partial.rename(path)
         sync_directory(self.folder)
-        for step in self._steps()[self.keep :]:
-            if step != best:
-                _remove(self._path(step))
-        for damaged in self.folder.glob("step-*.damaged"):
-            if damaged.stem <= path.name:  # the run has passed it
-                shutil.rmtree(damaged)
+
+    def _remove_old(self, step: int, best: int | None) -> None:
+        """Remove what is not kept, and what was damaged before a step that the run has passed."""
+        try:
+            for old in self._steps()[self.keep :]:
+                if old != best:
+                    _remove(self._path(old))
+            for damaged in self.folder.glob("step-*.damaged"):
+                if damaged.stem <= self._path(step).name:
+                    shutil.rmtree(damaged)
+        except OSError as error:
+            log.warning("%s: old checkpoints cannot be removed: %s", self.folder, error)
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
         """Do this process's share; give what all came to, or raise the first one's error."""

@@ -121,8 +121,9 @@ def fit(
                 groups = _groups(objective, optimizer)
                 checkpoints.save(done, groups, curve.state(), own=random_states())
             bar.advance(note=note)
-            if received:
+            if received or done == total:
                 checkpoints.finish()
+            if received:
                 _leave(received[0], done)
             began = time.perf_counter()
     return curve.points

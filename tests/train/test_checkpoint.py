@@ -451,6 +451,21 @@ def test_full_disk_at_the_end_is_one_message_and_keeps_the_last_checkpoint(
     assert curve[-1]["step"] == 20
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, **more: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    checkpoints = Checkpoints(tmp_path, "", keep=1)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with caplog.at_level(logging.WARNING, "blip"):
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    assert "old checkpoints cannot be removed: [Errno 13] Permission denied" in caplog.text
+    assert checkpoints.at(2).step == 2
+
+
 def test_a_disk_that_is_too_small_is_not_filled_first(tmp_path: Path, monkeypatch: Any) -> None:
     checkpoints = Checkpoints(tmp_path, "", keep=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
