@@ -195,7 +195,8 @@ class Augmentation(Section):
 class Training(Section):
     """What every training stage shares: length, batch, optimizer, loader, checkpoints.
 
-    The length is `steps` or `epochs` over the pairs, one of them. `precision` is the autocast type.
+    The length is `steps` or `epochs` over the pairs, one of them. `precision` is the autocast type. `keep_checkpoints`
+    is how many of the newest are kept: two, so that one stays if the last is damaged.
     """
 
     steps: Positive | None
@@ -209,6 +210,7 @@ class Training(Section):
     precision: Literal["fp32", "bf16"]
     num_workers: Count
     checkpoint_every: Positive
+    keep_checkpoints: Positive
     log_every: Positive
 
     @model_validator(mode="after")

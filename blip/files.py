@@ -96,7 +96,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -121,13 +121,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield partial
         for file in sorted(partial.rglob("*")):
             if file.is_file():
-                _sync_file(file)
+                sync_file(file)
         for folder in [partial, *(f for f in partial.rglob("*") if f.is_dir())]:
-            _sync_directory(folder)
+            sync_directory(folder)
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -163,20 +163,22 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Bring a file's content down to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Bring the names in a folder down to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

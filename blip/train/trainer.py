@@ -21,6 +21,13 @@ from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
 from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from blip.train.snapshot import Groups
+from blip.train.state import (
+    load_optimizer,
+    load_random_states,
+    optimizer_tensors,
+    random_states,
+)
 
 log = logging.getLogger(__name__)
 
@@ -77,17 +84,22 @@ def fit(
     """
     total = total_steps(config, loader.steps_per_epoch)
     optimizer = build_optimizer(objective, config.optimizer)
-    checkpoints = Checkpoints(run_dir / "checkpoints", identity)
+    about = {"training": config.model_dump()}
+    checkpoints = Checkpoints(run_dir / "checkpoints", identity, config.keep_checkpoints, about)
     curve = Curve(tracker)
     start = 0
-    if restored := checkpoints.restore(objective, optimizer):
-        start, progress = restored
-        curve.load_state(progress)
+    if saved := checkpoints.last():
+        start = saved.step
+        saved.load("objective", objective.state_dict())
+        load_optimizer(optimizer, saved)
+        load_random_states(saved)
+        curve.load_state(saved.progress)
+        log.info("going on from step %d", start)
     objective.train()
     on_host = next(objective.parameters()).device.type == "cpu"
     bar = Progress(name, total, "steps", done=start)
     note = ""
-    with _finish_step_on_signal() as received:
+    with checkpoints, _finish_step_on_signal() as received:
         began = time.perf_counter()
         for step, batch in enumerate(loader.iterate(start, total), start):
             waited = time.perf_counter() - began
@@ -97,6 +109,8 @@ def fit(
             set_learning_rate(optimizer, rate)
             position = Position(step, loader.steps_per_epoch)
             losses, norm = _step(objective, optimizer, batch, position, config, wants_norm=logs)
+            if step == start:
+                checkpoints.prepare(_groups(objective, optimizer), own=random_states())
             curve.add(losses.total, losses.metrics, time.perf_counter() - began, waited)
             if logs:
                 assert norm is not None
@@ -104,8 +118,11 @@ def fit(
                 note = f"loss {point['loss']:.3f}"
             if received or done % config.checkpoint_every == 0 or done == total:
                 curve.settle(done)
-                checkpoints.save(done, objective, optimizer, curve.state())
+                groups = _groups(objective, optimizer)
+                checkpoints.save(done, groups, curve.state(), own=random_states())
             bar.advance(note=note)
+            if received or done == total:
+                checkpoints.finish()
             if received:
                 _leave(received[0], done)
             began = time.perf_counter()
@@ -118,6 +135,11 @@ def total_steps(config: Training, steps_per_epoch: int) -> int:
         return config.steps
     assert config.epochs is not None
     return config.epochs * steps_per_epoch
+
+
+def _groups(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
+    """Give what a checkpoint keeps."""
+    return {"objective": objective.state_dict(), "optimizer": optimizer_tensors(optimizer)}
 
 
 def _step(
