@@ -73,7 +73,8 @@ def processes() -> Iterator[None]:
 
 def _is_of_exchange(error: RuntimeError) -> bool:
     """Tell an error of the exchange between processes from any other; gloo's have no type."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    words = "gloo", "pair closure", "Timed out waiting", "NCCL"
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def _roll_call(store: Store, number: int, size: int) -> str:
@@ -177,7 +178,7 @@ def wrap(objective: nn.Module, sharding: Sharding, units: Iterable[nn.Module]) -
     """Make the processes one: equal weights from the first, gradients averaged.
 
     - `ddp`: every process holds everything. Every parameter has a gradient in every step, so that
-      none is searched for; buffers are not sent around: the queue is equal by construction.
+      none is searched for; buffers are not sent around later: the queue is equal by construction.
     - `fsdp`: parameters, gradients and the optimizer's moments are cut up; the whole of a unit is
       there while it works, that of all else from the forward pass to the end of the backward pass.
 
@@ -193,7 +194,7 @@ def wrap(objective: nn.Module, sharding: Sharding, units: Iterable[nn.Module]) -
         return objective
     if sharding == "ddp":
         return DistributedDataParallel(
-            objective, broadcast_buffers=False, gradient_as_bucket_view=True
+            objective, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
     # Here, as importing it takes a second.
     from torch.distributed.fsdp import fully_shard  # noqa: TID251
@@ -204,10 +205,23 @@ def wrap(objective: nn.Module, sharding: Sharding, units: Iterable[nn.Module]) -
         dist.broadcast(on_device, src=0)
         tensor.data.copy_(on_device)
     mesh = init_device_mesh(device, (world_size(),))
+    # Scalars (the temperature) cannot be cut up: every process holds them.
+    scalars = {p for p in objective.parameters() if p.ndim == 0}
+    for scalar in scalars:
+        scalar.data = scalar.data.to(device)
+        if scalar.requires_grad:
+            scalar.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
     for unit in units:
         fully_shard(unit, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    fully_shard(objective, mesh=mesh, ignored_params=scalars)
     return objective
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    """Average the gradient so far: what was averaged before stays as it is."""
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= world_size()
 
 
 def average_gradients(wrapped: nn.Module, now: bool) -> None:
@@ -225,14 +239,27 @@ def release(objective: nn.Module) -> None:
             module.reshard()  # type: ignore[operator]
 
 
+def is_cut(tensor: Tensor) -> bool:
+    """Tell whether a process holds a part of a tensor alone: a DTensor."""
+    return hasattr(tensor, "to_local")
+
+
 def local(tensor: Tensor) -> Tensor:
     """Give this process's part of a tensor that is cut up, sharing its memory; else the tensor."""
-    return tensor.to_local() if _is_cut(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Put a tensor that is cut up together, in every process; else give the tensor."""
-    return tensor.full_tensor() if _is_cut(tensor) else tensor  # type: ignore[attr-defined]
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Give the norm of all tensors together, of which some may be cut up: a scalar."""
+    groups: dict[bool, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(is_cut(tensor), []).append(tensor)
+    norms = [_whole(nn.utils.get_total_norm(group)) for group in groups.values()]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def unwrap(objective: nn.Module) -> None:
@@ -240,9 +267,9 @@ def unwrap(objective: nn.Module) -> None:
     put_together: dict[Tensor, nn.Parameter] = {}
     for module in objective.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if _is_cut(parameter):
+            if is_cut(parameter):
                 if parameter not in put_together:
-                    full = whole(parameter.detach()).cpu()
+                    full = _whole(parameter.detach()).cpu()
                     put_together[parameter] = nn.Parameter(full, parameter.requires_grad)
                 setattr(module, name, put_together[parameter])
 
@@ -269,11 +296,6 @@ def _gather(rows: Tensor) -> list[Tensor]:
 
 def _cut(gathered: Iterable[Tensor], counts: list[int]) -> Tensor:
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
-
-
-def _is_cut(tensor: Tensor) -> bool:
-    """Tell a DTensor, whose class takes a second to import."""
-    return hasattr(tensor, "to_local")
 
 
 def _initialised() -> bool:

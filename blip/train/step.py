@@ -123,10 +123,11 @@ class Stepper:
         if not (limit or wants_norm):
             return None
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        norm = distributed.whole(norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = distributed.total_norm(gradients)
         if limit:
-            nn.utils.clip_grads_with_norm_(self._parameters, limit, norm)
+            share = (limit / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([distributed.local(gradient) for gradient in gradients], share)
         return norm
 
 

@@ -177,6 +177,7 @@ class _Run:
     def _save(self, checkpoints: Checkpoints) -> None:
         if distributed.rank() == 0:
             checkpoints.save(self.step, self.stepper.kept, self.stepper.optimizer, self._progress())
+        distributed.broadcast(None)  # none goes on, or leaves, before it is whole
 
     def _progress(self) -> dict[str, Any]:
         return {
