@@ -6,6 +6,7 @@ has ended, or does not answer for `PATIENCE`, gets `LostPeerError`: see `process
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
@@ -25,7 +26,7 @@ from blip.errors import LostPeerError
 Sharding = Literal["ddp", "fsdp"]
 
 PATIENCE = timedelta(seconds=40)  # for a process that neither answers nor has ended
-ROLL_CALL = timedelta(seconds=10)  # for the others to say that they are still there
+ROLL_CALL = 5.0  # seconds for the others to say that they are still there
 JOINING = timedelta(minutes=10)  # for all processes to start
 
 
@@ -65,6 +66,8 @@ def processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if _is_of_exchange(error):
+            # torchrun, too, has noticed, and tells the others to leave: not before the last word.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise LostPeerError(_roll_call(store, number, size)) from error
         raise
     finally:
@@ -80,14 +83,11 @@ def _is_of_exchange(error: RuntimeError) -> bool:
 def _roll_call(store: Store, number: int, size: int) -> str:
     """Ask who is still there, and say who is not."""
     store.set(f"here-{number}", "")
-    deadline = time.monotonic() + ROLL_CALL.total_seconds()
-    missing = []
-    for other in range(size):
-        left = max(deadline - time.monotonic(), 0.1)
-        try:
-            store.wait([f"here-{other}"], timedelta(seconds=left))
-        except RuntimeError:
-            missing.append(other)
+    deadline = time.monotonic() + ROLL_CALL
+    missing = list(range(size))
+    while missing and time.monotonic() < deadline:
+        time.sleep(0.1)
+        missing = [other for other in missing if not store.check([f"here-{other}"])]
     who = ", ".join(map(str, missing)) or "another one, which has come back,"
     return (
         f"process {number} of {size} stops: it has lost process {who}, which ended or hangs; "

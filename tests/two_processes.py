@@ -189,7 +189,7 @@ def main(job: str, folder: Path) -> None:
     logging.basicConfig()
     if "PATIENCE" in os.environ:
         distributed.PATIENCE = timedelta(seconds=float(os.environ["PATIENCE"]))
-    distributed.ROLL_CALL = timedelta(seconds=2)
+    distributed.ROLL_CALL = 2.0
     rank = os.environ.get("RANK", "0")
     began = time.monotonic()
     try:
