@@ -179,6 +179,7 @@ def build_pretrain(batch_size: int, size: Size, device: torch.device, wanted: Wa
     parameters = [p for p in objective.parameters() if p.requires_grad]
 
     def ours(given: Negatives | None = None) -> Tensor:
+        objective.begin_step()
         losses = objective(batch, position, given)
         parts = [losses.metrics["itc"], losses.metrics["itm"], losses.metrics["lm"]]
         objective.zero_grad(set_to_none=True)

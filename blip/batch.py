@@ -17,17 +17,25 @@ class SpecialTokens(NamedTuple):
     enc: int
 
 
-class _Movable:
-    """A dataclass of tensors."""
+class _Rows:
+    """A dataclass of tensors, whose first axis is the example."""
 
     def to(self, device: torch.device) -> Self:
         """Move every tensor, without waiting where the memory is pinned."""
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()}
         return type(self)(**moved)
 
+    def split(self, parts: int) -> list[Self]:
+        """Cut the examples into so many parts, of equal size or one less, in their order."""
+        cut = {name: tensor.tensor_split(parts) for name, tensor in vars(self).items()}
+        return [
+            type(self)(**dict(zip(cut, values, strict=True)))
+            for values in zip(*cut.values(), strict=True)
+        ]
+
 
 @dataclass(frozen=True)
-class Batch(_Movable):
+class Batch(_Rows):
     """B pairs.
 
     Attributes:
@@ -47,7 +55,7 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True)
-class QuestionBatch(_Movable):
+class QuestionBatch(_Rows):
     """B questions about images, with A answers in all (BLIP.md 5.3).
 
     Attributes:
@@ -71,9 +79,28 @@ class QuestionBatch(_Movable):
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def split(self, parts: int) -> list[Self]:
+        """Cut the questions as other batches; the answers go with theirs."""
+        batches = []
+        for rows in torch.arange(len(self), device=self.images.device).tensor_split(parts):
+            first, end = int(rows[0]), int(rows[-1]) + 1
+            mine = (self.questions >= first) & (self.questions < end)
+            batches.append(
+                type(self)(
+                    self.images[first:end],
+                    self.question_ids[first:end],
+                    self.question_mask[first:end],
+                    self.answer_ids[mine],
+                    self.answer_mask[mine],
+                    self.weights[mine],
+                    self.questions[mine] - first,
+                )
+            )
+        return batches
+
 
 @dataclass(frozen=True)
-class StatementBatch(_Movable):
+class StatementBatch(_Rows):
     """B statements about two images each (BLIP.md 5.4).
 
     Attributes:

@@ -192,22 +192,47 @@ class Augmentation(Section):
     randaugment: bool
 
 
+class HeldOut(Section):
+    """Evaluation while training, on the pairs that `--validation` names, which are not learnt from.
+
+    Every `every` steps, the means of the losses and of what else is logged are taken over `batches` batches. The model
+    that is written is the one with the best `metric` (`loss`, `loss_itm`, `itm_accuracy`, ...), the `lowest` or the
+    `highest`; after `patience` evaluations without a better one training ends (0: never early).
+    """
+
+    every: Positive
+    batches: Positive
+    metric: str
+    best: Literal["lowest", "highest"]
+    patience: Count
+
+
 class Training(Section):
     """What every training stage shares: length, batch, optimizer, loader, checkpoints.
 
-    The length is `steps` or `epochs` over the pairs, one of them. `precision` is the autocast type. `keep_checkpoints`
-    is how many of the newest are kept: two, so that one stays if the last is damaged.
+    The length is `steps` or `epochs` over the pairs, one of them. `batch_size` counts the pairs of a step in all
+    processes; each computes its part in `accumulate` pieces, one after the other. `precision` is the autocast type.
+    `checkpoint_text` last layers of the text stacks are computed again for the gradient instead of kept; `compile`
+    compiles the encoders. `ema_decay` averages the weights, and the average is what is evaluated and written (null: the
+    weights themselves are). `sharding`: under torchrun every process holds the whole model (`ddp`) or a part (`fsdp`).
+    `keep_checkpoints` is how many of the newest are kept: two, so that one stays if the last is damaged.
     """
 
     steps: Positive | None
     epochs: Positive | None
     batch_size: Positive
+    accumulate: Positive
     image_size: Positive
     max_tokens: Positive
     max_words: Positive
     optimizer: Optimizer
     augmentation: Augmentation
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    checkpoint_text: Count
+    compile: bool
+    sharding: Literal["ddp", "fsdp"]
+    ema_decay: Fraction | None
+    held_out: HeldOut | None
     num_workers: Count
     checkpoint_every: Positive
     keep_checkpoints: Positive
@@ -217,6 +242,16 @@ class Training(Section):
     def _one_length(self) -> "Training":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give steps or epochs, and null for the other")
+        return self
+
+    @model_validator(mode="after")
+    def _engine(self) -> "Training":
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate {self.accumulate} is more than batch_size {self.batch_size}: lower it"
+            )
+        if self.sharding == "fsdp" and (self.precision == "fp16" or self.compile):
+            raise ValueError("sharding fsdp goes with fp32 and bf16, without compile")
         return self
 
 

@@ -1,15 +1,35 @@
-"""The processes of one training run; every call also works without a process group."""
+"""The processes of one training run, as torchrun starts them; all works without any, too.
 
+Tensors on the host are exchanged by gloo, those of a GPU by NCCL. Whoever waits for a process that
+has ended, or does not answer for `PATIENCE`, gets `LostPeerError`: see `processes`.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist  # noqa: TID251
 import torch.distributed.nn.functional as dist_nn  # noqa: TID251
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh  # noqa: TID251
+from torch.distributed.distributed_c10d import PrefixStore, Store  # noqa: TID251
+from torch.distributed.rendezvous import rendezvous  # noqa: TID251
+from torch.nn.parallel import DistributedDataParallel
 
-UNHURRIED = timedelta(minutes=10)
+from blip.errors import LostPeerError
+
+Sharding = Literal["ddp", "fsdp"]
+
+PATIENCE = timedelta(seconds=40)  # for a process that neither answers nor has ended
+ROLL_CALL = 5.0  # seconds for the others to say that they are still there
+JOINING = timedelta(minutes=10)  # for all processes to start
+UNHURRIED = timedelta(minutes=10)  # for one that writes
 
 
 def world_size() -> int:
@@ -22,29 +42,262 @@ def rank() -> int:
     return dist.get_rank() if _initialised() else 0
 
 
-def all_gather(tensor: Tensor) -> Tensor:
-    """Concatenate along axis 0 in rank order, without gradient; the shape is one everywhere."""
+def launched() -> bool:
+    """Tell whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Be one of the processes that torchrun started; nothing where this is the only one.
+
+    Raises:
+        LostPeerError: Another process ended, or hung, while this one waited for it.
+    """
+    if not launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, number, size = next(rendezvous("env://", timeout=JOINING))
+    # Each restart of torchrun is another group: what is left of the last one is not read.
+    store = PrefixStore(f"run-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=PATIENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if _is_of_exchange(error):
+            # torchrun, too, has noticed, and tells the others to leave: not before the last word.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise LostPeerError(_roll_call(store, number, size)) from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Tell an error of the exchange between processes from any other; gloo's have no type."""
+    words = "gloo", "pair closure", "Timed out waiting", "NCCL"
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+def _roll_call(store: Store, number: int, size: int) -> str:
+    """Ask who is still there, and say who is not."""
+    store.set(f"here-{number}", "")
+    deadline = time.monotonic() + ROLL_CALL
+    missing = list(range(size))
+    while missing and time.monotonic() < deadline:
+        time.sleep(0.1)
+        missing = [other for other in missing if not store.check([f"here-{other}"])]
+    who = ", ".join(map(str, missing)) or "another one, which has come back,"
+    return (
+        f"process {number} of {size} stops: it has lost process {who}, which ended or hangs; "
+        "the last checkpoint is whole, and the same command goes on from it"
+    )
+
+
+def all_gather(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Concatenate each along axis 0 in rank order, without gradient.
+
+    The tensors have equally many rows, which may differ between processes.
+    """
+    detached = tuple(tensor.detach() for tensor in tensors)
     if world_size() == 1:
-        return tensor.detach()
-    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(gathered, tensor.detach().contiguous())
-    return torch.cat(gathered)
+        return detached
+    counts = _row_counts(len(tensors[0]))
+    return tuple(_cut(_gather(_padded(t, max(counts))), counts) for t in detached)
 
 
 def all_gather_with_grad(tensor: Tensor) -> Tensor:
     """Concatenate as `all_gather`; a part's gradient is summed over the processes that used it."""
     if world_size() == 1:
         return tensor
-    return torch.cat(dist_nn.all_gather(tensor.contiguous()))  # type: ignore[no-untyped-call]
+    counts = _row_counts(len(tensor))
+    padded = _padded(tensor, max(counts)).contiguous()
+    return _cut(dist_nn.all_gather(padded), counts)  # type: ignore[no-untyped-call]
 
 
 def all_gather_padded(rows: Tensor, value: int) -> Tensor:
     """Concatenate (B, L) rows over processes whose L differ, filled on the right to the longest."""
     if world_size() == 1:
         return rows.detach()
-    lengths = all_gather(torch.tensor([rows.shape[1]], device=rows.device))
-    missing = int(lengths.max()) - rows.shape[1]
-    return all_gather(torch.nn.functional.pad(rows, (0, missing), value=value))
+    missing = max(_row_counts(rows.shape[1])) - rows.shape[1]
+    return all_gather(nn.functional.pad(rows, (0, missing), value=value))[0]
+
+
+def rows_before(count: int) -> int:
+    """Give where this process's rows begin in what `all_gather` gives, of which it has `count`."""
+    return sum(_row_counts(count)[: rank()])
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Give the sum over processes, without gradient."""
+    summed = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
+def mean(values: list[float]) -> list[float]:
+    """Give the means over processes."""
+    if world_size() == 1:
+        return values
+    return (total(torch.tensor(values, dtype=torch.float64)) / world_size()).tolist()
+
+
+def ask(says: Callable[[], bool]) -> Callable[[], bool]:
+    """Ask all processes a question while this one computes; what comes back waits for the answer.
+
+    Returns:
+        Tells whether any said yes: the same in all processes.
+    """
+    if world_size() == 1:
+        return says
+    flag = torch.tensor([float(says())])
+    work = dist.all_reduce(flag, async_op=True)
+
+    def answer() -> bool:
+        assert work is not None
+        work.wait()
+        return bool(flag)
+
+    return answer
+
+
+def broadcast(value: Any) -> Any:
+    """Give what the first process handed in; the others wait for it, however long it takes."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    dist.broadcast_object_list(box, src=0, group=patient)
+    dist.destroy_process_group(patient)
+    return box[0]
+
+
+def wrap(objective: nn.Module, sharding: Sharding, units: Iterable[nn.Module]) -> nn.Module:
+    """Make the processes one: equal weights from the first, gradients averaged.
+
+    - `ddp`: every process holds everything. Every parameter has a gradient in every step, so that
+      none is searched for; buffers are not sent around later: the queue is equal by construction.
+    - `fsdp`: parameters, gradients and the optimizer's moments are cut up; the whole of a unit is
+      there while it works, that of all else from the forward pass to the end of the backward pass.
+
+    Args:
+        objective: With all parameters and buffers on the device, or on the host for `fsdp`.
+        sharding: How.
+        units: Its modules that `fsdp` gathers one at a time.
+
+    Returns:
+        What to call instead of the objective; itself where there is one process.
+    """
+    if world_size() == 1:
+        return objective
+    if sharding == "ddp":
+        return DistributedDataParallel(
+            objective, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+    # Here, as importing it takes a second.
+    from torch.distributed.fsdp import fully_shard  # noqa: TID251
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for tensor in (*objective.parameters(), *objective.buffers()):
+        on_device = tensor.data.to(device)
+        dist.broadcast(on_device, src=0)
+        tensor.data.copy_(on_device)
+    mesh = init_device_mesh(device, (world_size(),))
+    # Scalars (the temperature) cannot be cut up: every process holds them.
+    scalars = {p for p in objective.parameters() if p.ndim == 0}
+    for scalar in scalars:
+        scalar.data = scalar.data.to(device)
+        if scalar.requires_grad:
+            scalar.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(objective, mesh=mesh, ignored_params=scalars)
+    return objective
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    """Average the gradient so far: what was averaged before stays as it is."""
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= world_size()
+
+
+def average_gradients(wrapped: nn.Module, now: bool) -> None:
+    """Say whether the next pass averages gradients over processes, or adds its own to them."""
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.require_backward_grad_sync = now
+    elif world_size() > 1:
+        wrapped.set_requires_gradient_sync(now)  # type: ignore[operator]
+
+
+def release(objective: nn.Module) -> None:
+    """Let go of what a forward pass without a backward pass has left gathered (`fsdp`)."""
+    for module in objective.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # type: ignore[operator]
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Tell whether a process holds a part of a tensor alone: a DTensor."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Give this process's part of a tensor that is cut up, sharing its memory; else the tensor."""
+    return tensor.to_local() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def total_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Give the norm of all tensors together, of which some may be cut up: a scalar."""
+    groups: dict[bool, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(is_cut(tensor), []).append(tensor)
+    norms = [_whole(nn.utils.get_total_norm(group)) for group in groups.values()]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if is_cut(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def unwrap(objective: nn.Module) -> None:
+    """Put an objective together again on the host, to be written; it trains no more."""
+    put_together: dict[Tensor, nn.Parameter] = {}
+    for module in objective.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_cut(parameter):
+                if parameter not in put_together:
+                    full = _whole(parameter.detach()).cpu()
+                    put_together[parameter] = nn.Parameter(full, parameter.requires_grad)
+                setattr(module, name, put_together[parameter])
+
+
+def _row_counts(count: int) -> list[int]:
+    """Give what every process hands in; by the host alone, so that no GPU is waited for."""
+    if world_size() == 1:
+        return [count]
+    counts = torch.empty(world_size(), dtype=torch.int64)
+    dist.all_gather_single(counts, torch.tensor([count]))
+    return counts.tolist()
+
+
+def _padded(rows: Tensor, count: int) -> Tensor:
+    missing = count - len(rows)
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
+def _gather(rows: Tensor) -> list[Tensor]:
+    gathered = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(gathered, rows.contiguous())
+    return gathered
+
+
+def _cut(gathered: Iterable[Tensor], counts: list[int]) -> Tensor:
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
 class Channel:
@@ -92,9 +345,9 @@ def part_of(tensor: Tensor) -> Part:
 
     An axis is cut as `torch.chunk` cuts it: equal lengths, rounded up, and a shorter rest.
     """
-    if not hasattr(tensor, "device_mesh"):
+    if not is_cut(tensor):
         return Part(tensor.detach(), (0,) * tensor.ndim, rank() == 0)
-    mesh, stores = tensor.device_mesh, True
+    mesh, stores = tensor.device_mesh, True  # type: ignore[attr-defined]
     offsets, lengths = [0] * tensor.ndim, list(tensor.shape)
     places = mesh.get_coordinate()
     for axis, placement in enumerate(tensor.placements):  # type: ignore[attr-defined]

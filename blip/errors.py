@@ -4,6 +4,8 @@
 class BlipError(Exception):
     """Base of every error that is the user's to mend: printed as one message, exit code 2."""
 
+    exit_code = 2
+
 
 class ConfigError(BlipError):
     """A configuration key, value or combination that cannot be used."""
@@ -15,6 +17,12 @@ class DataError(BlipError):
 
 class CheckpointError(BlipError):
     """Weights that are missing, damaged or of another shape than the model."""
+
+
+class LostPeerError(BlipError):
+    """Another process of the same run ended or hangs; to try again is right (EX_TEMPFAIL)."""
+
+    exit_code = 75
 
 
 class IntegrationError(BlipError):

@@ -163,6 +163,31 @@ def lock(path: Path, what: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder, which is made if need be, against other processes that hold it so.
+
+    Args:
+        folder: The folder; nothing is written into it.
+        what: Who holds it, for messages.
+
+    Raises:
+        BlipError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlipError(
+                f"{folder}: {what} is at work here already: wait for it, or stop it first"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def sync_file(path: Path) -> None:
     """Bring a file's content down to the disk."""
     with path.open("rb") as file:

@@ -8,6 +8,7 @@ carries `stage.json`, which says what made it, and nothing that differs between 
 import contextlib
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from blip.files import (
     read_json,
 )
 from blip.files import write_json as write_json_file
-from blip.tracker import Journal, Status
+from blip.tracker import Journal, NullTracker, Status, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Stage:
     key: str
     out: Path
     run_dir: Path
-    journal: Journal
+    journal: Tracker
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -164,6 +165,40 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
         finally:
             journal.end(status, output)
         _forget(run_dir)
+
+
+@contextlib.contextmanager
+def run_together(
+    job: Job, running: contextlib.AbstractContextManager[Stage | None]
+) -> Iterator[Stage | None]:
+    """Run a stage in all the processes that torchrun started; as it is where there is only one.
+
+    The first process runs it as ever: lock, journal and output are its own. The others wait for it
+    to begin, share its folder for what must survive, and write and tell nothing.
+
+    Args:
+        job: What to do.
+        running: `run_stage` of it.
+
+    Raises:
+        LostPeerError: Another process ended or hung.
+    """
+    from blip import distributed  # needs torch, which other stages do not
+
+    with distributed.processes(), contextlib.ExitStack() as stack:
+        if distributed.rank() == 0:
+            stage = run_dir = None
+            try:
+                stage = stack.enter_context(running)
+                run_dir = stage and stage.run_dir
+            finally:
+                distributed.broadcast(run_dir)
+        else:
+            logging.getLogger("blip").setLevel(logging.ERROR)
+            run_dir = distributed.broadcast(None)
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            stage = Stage(job, "", out, run_dir, NullTracker()) if run_dir else None
+        yield stage
 
 
 def _forget(run_dir: Path) -> None:

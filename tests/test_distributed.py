@@ -1,4 +1,11 @@
-"""One process; what two do is in golden/test_two_processes.py."""
+"""One process alone, and two by gloo; the recorded steps of two are in golden/test_two_processes.py."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,14 +13,29 @@ import torch.distributed as dist  # noqa: TID251
 
 from blip import distributed
 
+RANKS = 2
+
 
 def test_without_a_process_group_a_process_is_alone():
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     rows = torch.randn(3, 2, requires_grad=True)
-    assert torch.equal(distributed.all_gather(rows), rows)
-    assert not distributed.all_gather(rows).requires_grad
+    (gathered,) = distributed.all_gather(rows)
+    assert torch.equal(gathered, rows)
+    assert not gathered.requires_grad
     assert distributed.all_gather_with_grad(rows) is rows
     assert torch.equal(distributed.all_gather_padded(rows, 0), rows)
+    assert distributed.rows_before(3) == 0
+    assert torch.equal(distributed.total(rows), rows)
+    assert distributed.mean([1.0, 2.0]) == [1.0, 2.0]
+    assert distributed.broadcast("word") == "word"
+    raised = [False]
+    answer = distributed.ask(lambda: raised[0])
+    raised[0] = True
+    assert answer()  # what comes while the step computes counts
+    objective = torch.nn.Linear(2, 2)
+    assert distributed.wrap(objective, "fsdp", []) is objective
+    with distributed.processes():
+        assert distributed.world_size() == 1
 
 
 def test_alone_a_process_holds_all_and_hears_itself():
@@ -54,3 +76,89 @@ def test_the_parts_of_all_processes_are_the_whole(shape, how):
             times[place] += 1
     assert torch.equal(found, whole)
     assert (times == 1).all()
+
+
+def start(job: str, folder: Path, ranks: int = RANKS, **environment: str) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    script = Path(__file__).with_name("two_processes.py")
+    return [
+        subprocess.Popen(
+            [sys.executable, script, job, folder],
+            env={**os.environ, **place, **environment, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(ranks)
+    ]
+
+
+def outcomes(job: str, folder: Path, ranks: int = RANKS) -> list[Any]:
+    processes = start(job, folder, ranks)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, "\n".join(errors)
+    return [torch.load(folder / f"{job}.{rank}") for rank in range(ranks)]
+
+
+def worst(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[n].double() - theirs[n].double()).abs().max()) for n in ours)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    (alone,) = outcomes("steps", tmp_path, ranks=1)
+    first, second = outcomes("steps", tmp_path)
+
+    assert first["exchange"].pop("told") == second["exchange"].pop("told") == "by 0"
+    gradients = [each["exchange"].pop("gradient").flatten().tolist() for each in (first, second)]
+    assert gradients == [[0, 2, 4], [6, 8]]  # each row was used by both
+    assert [each["exchange"].pop("before") for each in (first, second)] == [0, 3]
+    for each in (first, second):
+        rows, more = each["exchange"]["rows"]
+        assert rows.flatten().tolist() == [0, 1, 2, 10, 11]
+        assert torch.equal(more, rows + 1)
+        assert each["exchange"]["padded"].tolist() == [[0, 0, 9], [1, 1, 1]]
+        assert each["exchange"]["total"].tolist() == [2.0, 1.0]
+        assert each["exchange"]["mean"] == [1.0, 0.5]
+        assert each["exchange"]["asked"] == [True, True, False]
+
+    for way in first.keys() - {"exchange"}:  # weights, twin, queue
+        assert worst(first[way], second[way]) == 0, way
+    # Adam divides by the square root of what may be next to nothing: see the norms for closeness.
+    for way in [way for way in first if way.startswith("captioning")]:
+        expected = alone["captioning average" if "average" in way else "captioning"]
+        assert worst(first[way], expected) < 5e-5, way  # measured: 2.3e-5
+        torch.testing.assert_close(first[way]["norms"], expected["norms"], rtol=1e-5, atol=0)
+    for task in ("pretrain", "retrieval"):
+        assert worst(first[f"{task} fsdp"], first[task]) < 2e-5, task
+    assert worst(first["pretrain recomputed"], first["pretrain"]) == 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    first, second = outcomes("left", tmp_path)
+    for each in (first, second):
+        assert each["code"] == 143
+        assert each["names"][-1] in ("step-00000006", "step-00000007")
+        assert torch.equal(each["again"]["weight"], first["whole"]["weight"])
+    assert first["again"]["curve"] == first["whole"]["curve"]
+    assert first["names"] == second["names"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["killed", "hung"])
+def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> None:
+    survivor, lost = start(job, tmp_path, PATIENCE="5")
+    try:
+        _, error = survivor.communicate(timeout=60)
+    finally:
+        lost.kill()
+        lost.wait()
+    assert survivor.returncode == 75
+    assert "process 0 of 2 stops: it has lost process 1, which ended or hangs" in error
+    assert "the last checkpoint is whole, and the same command goes on from it" in error
+    seconds = float(error.strip().splitlines()[-1].split()[0])
+    assert seconds < (30 if job == "killed" else 40)

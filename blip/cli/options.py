@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from blip.config import Config
-    from blip.stage import Stage
+    from blip.stage import Job, Stage
 
 PARAMS = Path("params.yaml")
 
@@ -25,6 +25,13 @@ Data = Annotated[
 ]
 OneDataset = Annotated[Path, typer.Option("--data", help="Dataset version to read.")]
 ModelDir = Annotated[Path, typer.Option("--model", help="Model directory to start from.")]
+Validation = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--validation",
+        help="Held-out data to evaluate on while training (`held_out` says how often). May be repeated.",
+    ),
+]
 Metrics = Annotated[
     Path | None, typer.Option("--metrics", help="Also copy the stage's metrics.json here.")
 ]
@@ -53,22 +60,36 @@ def stage(
     config: "Config",
     metrics: Path | None = None,
     force: bool = False,
+    together: bool = False,
 ) -> Iterator["Stage | None"]:
     """Run a verb as a stage: tracked, indexed in the catalogue, its metrics copied to where DVC looks.
 
-    Yields None where the output is there already.
+    Where it can run `together`, the processes that torchrun started are one stage. Yields None where the output is
+    there already.
     """
+    from blip.integrations.tracking import provenance
+    from blip.stage import Job, experiment_name, run_together
+
+    roles = {role: tuple(paths) for role, paths in inputs.items()}
+    job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())
+    alone = _stage(job, config, metrics, force)
+    with run_together(job, alone) if together else alone as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _stage(
+    job: "Job", config: "Config", metrics: Path | None, force: bool
+) -> Iterator["Stage | None"]:
     from blip.config import dump_config
     from blip.files import read_json, write_json
     from blip.integrations.catalog import add
     from blip.integrations.settings import catalog
-    from blip.integrations.tracking import provenance, tracked
-    from blip.stage import Job, experiment_name, run_stage
+    from blip.integrations.tracking import tracked
+    from blip.stage import run_stage
 
-    roles = {role: tuple(paths) for role, paths in inputs.items()}
-    job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())
     with tracked(job, dump_config(config)), run_stage(job, force=force) as running:
         yield running
-    add(catalog(), out)
+    add(catalog(), job.out)
     if metrics is not None:
-        write_json(metrics, read_json(out / "metrics.json"))
+        write_json(metrics, read_json(job.out / "metrics.json"))

@@ -15,6 +15,7 @@ from blip.cli.options import (
     Out,
     Params,
     Sets,
+    Validation,
     read_config,
     sections,
     stage,
@@ -119,22 +120,27 @@ def pretrain(
     data: Data,
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Directory with vocab.txt.")],
     out: Out,
+    validation: Validation = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Pre-train BLIP with ITC, ITM and LM; a killed run goes on from its last checkpoint."""
+    """Pre-train BLIP with ITC, ITM and LM; a killed run goes on from its last checkpoint.
+
+    On several GPUs: torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m blip pretrain ...
+    """
     from blip.models.pretrained import find_weights
     from blip.train.run import pretrain
 
     config = read_config(params, sets)
     weights = {key: [path] for key, path in find_weights(config.model).items()}
-    inputs = {"data": data, "tokenizer": [tokenizer], **weights}
+    inputs = {"data": data, "tokenizer": [tokenizer], **weights, **held_out(validation)}
     section = sections(config, "seed", "threads", "model", "pretrain")
-    with stage("pretrain", out, inputs, section, config, metrics, force) as running:
+    with stage("pretrain", out, inputs, section, config, metrics, force, together=True) as running:
         if running:
-            pretrain(config, data, tokenizer, running.out, running.run_dir, running.journal)
+            places = running.out, running.run_dir, running.journal
+            pretrain(config, data, tokenizer, *places, validation or ())
 
 
 def finetune(
@@ -158,18 +164,22 @@ def finetune(
             help="Folder of an annotation file's photos: FOLDER, or vqa=FOLDER and vg=FOLDER.",
         ),
     ] = None,
+    validation: Validation = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter."""
+    """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter.
+
+    On several GPUs as `blip pretrain`.
+    """
     from blip.errors import ConfigError
     from blip.train.annotated import finetune_annotated
     from blip.train.run import finetune
 
     config = read_config(params, sets)
-    inputs = {"model": [model], "data": data}
+    inputs = {"model": [model], "data": data, **held_out(validation)}
     section = {"task": task, **sections(config, "seed", "threads")}
     section[task] = sections(config.finetune, task)[task]
     if photos and task in ("captioning", "retrieval"):
@@ -178,13 +188,18 @@ def finetune(
     for folder in photos or []:
         name, _, path = folder.rpartition("=")
         folders[name] = Path(path)
-    with stage("finetune", out, inputs, section, config, metrics, force) as running:
+    with stage("finetune", out, inputs, section, config, metrics, force, together=True) as running:
         if running:
             places = running.out, running.run_dir, running.journal
             if task == "captioning" or task == "retrieval":
-                finetune(config, task, model, data, *places)
+                finetune(config, task, model, data, *places, validation or ())
             else:
-                finetune_annotated(config, task, model, data, folders, *places)
+                finetune_annotated(config, task, model, data, folders, *places, validation or ())
+
+
+def held_out(validation: list[Path] | None) -> dict[str, list[Path]]:
+    """Give the role of held-out data, where there are any."""
+    return {"validation": validation} if validation else {}
 
 
 def caption_stage(

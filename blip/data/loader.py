@@ -43,7 +43,6 @@ class PairLoader:
 
     Raises:
         DataError: A caption has no image, or there are fewer pairs than a batch.
-        ValueError: The processes do not divide the batch.
     """
 
     def __init__(
@@ -127,15 +126,9 @@ class EpochOrder:
 
     Raises:
         DataError: There are fewer examples than a batch.
-        ValueError: The processes do not divide the batch.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, where: str, what: str) -> None:
-        if batch_size % distributed.world_size():
-            raise ValueError(
-                f"batch_size {batch_size} is not a multiple of "
-                f"the {distributed.world_size()} processes"
-            )
         if count < batch_size:
             raise DataError(
                 f"{where}: {count} {what} are fewer than batch_size {batch_size}: "

@@ -99,7 +99,6 @@ def question_loader(
     Raises:
         ConfigError: The folder of a collection is not named.
         DataError: There are fewer questions than a batch.
-        ValueError: The processes do not divide the batch.
     """
     transform = TrainTransform(training.augmentation, training.image_size)
     photos = [_folder(folders, question.dataset) / question.image for question in questions]

@@ -18,6 +18,7 @@ Kind = Literal["local", "kubernetes"]
 
 GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
+PREEMPTED = 128 + signal.SIGTERM  # exit code of a stage that was told to leave, and kept its state
 
 
 class StageFailedError(IntegrationError):
@@ -29,7 +30,14 @@ class StageFailedError(IntegrationError):
 
 
 class StoppedError(IntegrationError):
-    """A stage that was stopped, or not begun, because the whole run is being stopped."""
+    """A stage that was stopped, or not begun, because the whole run is; or that was pre-empted.
+
+    `code` is its exit code where it was pre-empted, else 0: the run's own signal says why.
+    """
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Launcher(Protocol):
@@ -40,7 +48,7 @@ class Launcher(Protocol):
 
         Raises:
             StageFailedError: It ended with another code than 0, or at its timeout (code 124).
-            StoppedError: `stop` was called.
+            StoppedError: `stop` was called, or the command was told to leave (code 143).
         """
 
     def stop(self) -> None:
@@ -127,11 +135,12 @@ class LocalLauncher:
             raise StoppedError("was stopped")
         if timed_out:
             raise StageFailedError(f"took longer than its {timeout:g} s and was stopped", TIMED_OUT)
-        if child.returncode:
+        code = _exit_code(child.returncode)
+        if code == PREEMPTED:
+            raise StoppedError("was pre-empted: the next run goes on from where it was", code)
+        if code:
             said = f": {last[0]}" if last[0] else ""
-            raise StageFailedError(
-                f"{_ending(child.returncode)}{said}", _exit_code(child.returncode)
-            )
+            raise StageFailedError(f"{_ending(child.returncode)}{said}", code)
 
     def stop(self) -> None:
         """Ask every stage to end, and make it after a grace period. Safe in a signal handler."""

@@ -42,10 +42,10 @@ class Outcome:
     Attributes:
         name: The stage.
         state: `cached` (was up to date), `restored` (from the cache), `ran`, `failed`, `skipped`
-            (something upstream failed) or `stopped`.
+            (something upstream failed) or `stopped` (with the run, or pre-empted).
         seconds: How long it took.
         message: Why it failed or was skipped.
-        code: The exit code to carry on: 0 where good, 2 for the user's errors.
+        code: The exit code to carry on: 0 where good, 2 for the user's errors, 143 if pre-empted.
     """
 
     name: str
@@ -235,7 +235,7 @@ def attempt(node: Node, run: Run, say: Callable[[str], None]) -> Outcome:
     try:
         return outcome(run_node(node, run, say))
     except StoppedError as error:
-        return outcome("stopped", str(error))
+        return outcome("stopped", str(error), error.code)
     except StageFailedError as error:
         return outcome("failed", str(error), error.code)
     except BlipError as error:
@@ -366,10 +366,15 @@ def stop_on_signal(run: Run) -> Iterator[list[int]]:
 
 
 def exit_code(outcomes: Iterable[Outcome], signals: list[int]) -> int:
-    """Give a run's exit code: 128 + n after signal n, that of the first failed stage, else 0."""
+    """Give a run's exit code: 128 + n after signal n, else that of the first stage that went wrong.
+
+    A failed stage comes before one that was pre-empted; where there is neither, the code is 0.
+    """
     if signals:
         return 128 + signals[0]
-    return next((outcome.code or 1 for outcome in outcomes if outcome.state == "failed"), 0)
+    wrong = [outcome for outcome in outcomes if outcome.state in ("failed", "stopped")]
+    wrong.sort(key=lambda outcome: outcome.state)
+    return next((o.code or int(o.state == "failed") for o in wrong), 0)
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

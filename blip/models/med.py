@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from blip import config
 from blip.models.attention import (
@@ -75,10 +76,15 @@ class TextTransformer(nn.Module):
         share: Another stack whose everything but self-attention this one uses, as parameters in
             common (BLIP.md 1.4).
         paired: The memory is of two images, with weights for each (BLIP.md 5.4).
+
+    Attributes:
+        checkpoint_layers: Of how many last layers to keep the input alone while training, and to
+            compute them again for the gradient.
     """
 
     embeddings: "TextEmbeddings"
     layers: nn.ModuleList
+    checkpoint_layers = 0
 
     def __init__(
         self,
@@ -139,21 +145,25 @@ class TextTransformer(nn.Module):
         if tokens is not None and memory_index is not None:
             tokens = tokens.index_select(0, memory_index)
         last = len(self.layers) - 1
+        recompute = self.training and torch.is_grad_enabled() and cache is None
+        first_checkpointed = len(self.layers) - (self.checkpoint_layers if recompute else 0)
         for number, layer in enumerate(self.layers):
-            key_value = memory.key_values[number] if memory and tokens is None else None
-            if key_value is not None and memory_index is not None:
-                key_value = key_value.index_select(0, memory_index)
-            hidden = layer(
+            arguments = (
                 hidden,
                 attend,
                 tokens,
-                key_value,
+                memory.key_values[number] if memory and tokens is None else None,
+                memory_index,
                 readable,
-                causal=causal and cache is None,
-                pooled=pooled and number == last,
-                cache=None if cache is None else cache.layers[number],
-                positions=positions,
+                causal and cache is None,
+                pooled and number == last,
+                None if cache is None else cache.layers[number],
+                positions,
             )
+            if number >= first_checkpointed:
+                hidden = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden = layer(*arguments)
         return hidden
 
     def read_prefixes(self, prefixes: Prefixes, memory: Memory) -> Tensor:
@@ -265,6 +275,7 @@ class TextLayer(nn.Module):
         mask: Tensor | None,
         tokens: Tensor | None,
         key_value: Tensor | None,
+        memory_index: Tensor | None,
         readable: Tensor | None,
         causal: bool,
         pooled: bool,
@@ -272,6 +283,9 @@ class TextLayer(nn.Module):
         positions: Tensor | None,
     ) -> Tensor:
         """Map (P, L, W) to (P, L, W), or to (P, 1, W) of the first token if `pooled`."""
+        if key_value is not None and memory_index is not None:
+            # Here, and not before all layers: what is selected is recomputed with its layer.
+            key_value = key_value.index_select(0, memory_index)
         attended = self.self_attention(hidden, mask, causal, pooled, cache, positions)
         hidden = self.self_norm((hidden[:, :1] if pooled else hidden) + self.dropout(attended))
         seen = None

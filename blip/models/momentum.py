@@ -31,10 +31,12 @@ class MomentumTwin(nn.Module):
 
     @torch.no_grad()
     def update(self, model: Blip) -> None:
-        """Move every parameter towards the model's; before use, in every step."""
+        """Move every parameter towards the model's; before use, once a step."""
         names = [name for name, _ in self.named_children()]
-        followers: list[Tensor] = [p for n in names for p in self.get_submodule(n).parameters()]
-        leaders: list[Tensor] = [p for n in names for p in model.get_submodule(n).parameters()]
+        followers, leaders = (
+            [distributed.local(p) for n in names for p in module.get_submodule(n).parameters()]
+            for module in (self, model)
+        )
         torch._foreach_lerp_(followers, leaders, 1.0 - self.momentum)
 
     @torch.no_grad()
@@ -77,7 +79,7 @@ class FeatureQueue(nn.Module):
     @torch.no_grad()
     def enqueue(self, images: Tensor, texts: Tensor, image_ids: Tensor) -> None:
         """Write (B, E) features and (B,) image ids of all processes, by rank, over the oldest."""
-        written = [distributed.all_gather(rows) for rows in (images, texts, image_ids)]
+        written = distributed.all_gather(images, texts, image_ids)
         count = len(written[0])
         # The position stays on the device: to read it would make the host wait.
         places = (self.position + torch.arange(count, device=self.position.device)) % self.size

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from blip import config
+from blip import config, distributed
 from blip.batch import Batch
 from blip.models.blip import Blip
 from blip.models.momentum import FeatureQueue, MomentumTwin
@@ -41,6 +41,9 @@ class Contrasted(NamedTuple):
 class MomentumContrast(nn.Module):
     """Contrast a batch with the twin's features of it and of those before (BLIP.md 2.1, steps 1-6).
 
+    Where a step has several batches, one after the other or in several processes, each is
+    contrasted with itself and the queue alone, and joins the queue.
+
     Args:
         model: The model to follow.
         settings: Momentum, queue, soft targets.
@@ -55,13 +58,16 @@ class MomentumContrast(nn.Module):
         self.twin = MomentumTwin(model, settings.momentum)
         self.queue = FeatureQueue(model.config.embed_size, settings.queue_size)
 
+    @torch.no_grad()
+    def begin_step(self, model: Blip) -> None:
+        """Clamp the temperature and move the twin: once a step, before its forward passes."""
+        distributed.local(model.temperature).clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
+        self.twin.update(model)
+
     def forward(
         self, model: Blip, batch: Batch, image_tokens: Tensor, position: Position
     ) -> Contrasted:
-        """Clamp the temperature, update the twin, contrast the (B, N, D) tokens, enqueue."""
-        with torch.no_grad():
-            model.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
-        self.twin.update(model)
+        """Contrast the (B, N, D) tokens, and enqueue the twin's features."""
         image_embed = model.embed_image(image_tokens)
         text_hidden = model.encode_text(batch.token_ids, batch.attention_mask, pooled=True)
         text_embed = model.embed_text(text_hidden)

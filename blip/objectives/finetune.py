@@ -1,19 +1,19 @@
 """Fine-tuning for each task: captioning, retrieval (CapFilt's filter), VQA, NLVR2 (BLIP.md 5)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from blip import config, distributed
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.models.blip import Blip, Parts
-from blip.objectives import Losses, Position
+from blip.objectives import Losses, Objective, Position
 from blip.objectives.contrast import Contrasted, MomentumContrast
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
-from blip.objectives.lm import lm_loss, text_losses
+from blip.objectives.lm import count_tokens, lm_loss, text_losses
 
 
-class CaptioningObjective(nn.Module):
+class CaptioningObjective(Objective):
     """LM on captions that begin with a prompt (BLIP.md 5.2).
 
     Args:
@@ -42,10 +42,14 @@ class CaptioningObjective(nn.Module):
             self.label_smoothing,
             self.prompt_length,
         )
-        return Losses(loss, {"lm": loss.detach()})
+        return Losses(loss, {"lm": loss.detach()}, loss)
+
+    def count_tokens(self, batch: Batch) -> Tensor:
+        """Count the tokens that are learned."""
+        return count_tokens(batch.attention_mask, self.prompt_length)
 
 
-class VqaObjective(nn.Module):
+class VqaObjective(Objective):
     """LM on the answers that people gave, weighted by how many gave each (BLIP.md 5.3).
 
     Args:
@@ -76,7 +80,7 @@ class VqaObjective(nn.Module):
         return Losses(loss, {"lm": loss.detach()})
 
 
-class NlvrObjective(nn.Module):
+class NlvrObjective(Objective):
     """Is a statement about two images true? (BLIP.md 5.4).
 
     Args:
@@ -97,7 +101,7 @@ class NlvrObjective(nn.Module):
         return Losses(loss, {"accuracy": accuracy})
 
 
-class RetrievalObjective(nn.Module):
+class RetrievalObjective(Objective):
     """ITC and ITM that know which pairs belong to one image (BLIP.md 5.1).
 
     Args:
@@ -117,7 +121,7 @@ class RetrievalObjective(nn.Module):
     def forward(
         self, batch: Batch, position: Position, negatives: Negatives | None = None
     ) -> Losses:
-        """Compute the losses of a step, moving twin and queue on.
+        """Compute the losses of a step or a part of it, moving the queue on.
 
         Args:
             batch: B pairs.
@@ -134,13 +138,18 @@ class RetrievalObjective(nn.Module):
         metrics = {"itm": itm.detach(), "itm_accuracy": accuracy}
         return Losses(contrasted.loss + itm, contrasted.metrics | metrics)
 
+    def begin_step(self) -> None:
+        """Clamp the temperature and move the twin."""
+        self.contrast.begin_step(self.model)
+
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:
         """Draw negatives by the similarity of the model's own features."""
         images, texts, ids = contrasted.image_embed, contrasted.text_embed, batch.image_ids
         all_images, all_texts, all_ids = (
-            distributed.all_gather(rows) if self.negative_all_rank else rows
-            for rows in (images, texts, ids)
+            distributed.all_gather(images, texts, ids)
+            if self.negative_all_rank
+            else (images, texts, ids)
         )
         same = ids[:, None] == all_ids[None, :]
         temperature = self.model.temperature
@@ -154,14 +163,14 @@ class RetrievalObjective(nn.Module):
         """Give (3B, 2) logits of own pairs, texts with wrong images, images with wrong texts."""
         own = torch.arange(len(batch), device=batch.images.device)
         wrong_images, wrong_texts = negatives.images.clamp(min=0), negatives.texts.clamp(min=0)
-        token_ids, mask = batch.token_ids, batch.attention_mask
+        token_ids, mask, first = batch.token_ids, batch.attention_mask, 0
         if self.negative_all_rank and distributed.world_size() > 1:
             everywhere = distributed.all_gather_with_grad(image_tokens)
             image_tokens = torch.cat([image_tokens, everywhere[wrong_images]])
             wrong_images = own + len(batch)
             token_ids = distributed.all_gather_padded(token_ids, self.model.special.pad)
             mask = distributed.all_gather_padded(mask, 0)
-        first = distributed.rank() * len(batch) if len(token_ids) > len(batch) else 0
+            first = distributed.rows_before(len(batch))
         texts = torch.cat([own + first, own + first, wrong_texts])
         images = torch.cat([own, wrong_images, own])
         memory = self.model.project_images(image_tokens)

@@ -54,6 +54,11 @@ def text_losses(
     return losses.new_zeros(len(token_ids)).index_add(0, counted.nonzero()[:, 0], losses)
 
 
+def count_tokens(mask: Tensor, prompt_length: int = 0) -> Tensor:
+    """Count the tokens that `lm_loss` is a mean of: a scalar."""
+    return _counted(mask, prompt_length).sum()
+
+
 def _counted(mask: Tensor, prompt_length: int) -> Tensor:
     """Say which of the (B, L - 1) predictions are learned."""
     places = torch.arange(1, mask.shape[1], device=mask.device)

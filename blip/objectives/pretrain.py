@@ -7,16 +7,16 @@ from blip import config
 from blip.batch import Batch
 from blip.models.blip import Blip
 from blip.models.med import Memory
-from blip.objectives import Losses, Position
+from blip.objectives import Losses, Objective, Position
 from blip.objectives.contrast import Contrasted, MomentumContrast
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
-from blip.objectives.lm import lm_loss
+from blip.objectives.lm import count_tokens, lm_loss
 
 LABEL_SMOOTHING = 0.1
 NEGATIVE_FLOOR = 1e-4
 
 
-class PretrainObjective(nn.Module):
+class PretrainObjective(Objective):
     """ITC + ITM + LM with equal weights: the module that is trained, checkpointed and wrapped.
 
     Args:
@@ -38,7 +38,7 @@ class PretrainObjective(nn.Module):
     def forward(
         self, batch: Batch, position: Position, negatives: Negatives | None = None
     ) -> Losses:
-        """Compute the losses of a step, moving twin and queue on.
+        """Compute the losses of a step or a part of it, moving the queue on.
 
         Args:
             batch: B pairs.
@@ -57,7 +57,15 @@ class PretrainObjective(nn.Module):
         hidden = model.decode(batch.token_ids[:, :-1], memory)
         lm = lm_loss(hidden, batch.token_ids, batch.attention_mask, model.predict, LABEL_SMOOTHING)
         metrics = {"itm": itm.detach(), "lm": lm.detach(), "itm_accuracy": accuracy}
-        return Losses(contrasted.loss + itm + lm, contrasted.metrics | metrics)
+        return Losses(contrasted.loss + itm + lm, contrasted.metrics | metrics, lm)
+
+    def begin_step(self) -> None:
+        """Clamp the temperature and move the twin."""
+        self.contrast.begin_step(self.model)
+
+    def count_tokens(self, batch: Batch) -> Tensor:
+        """Count the tokens that the decoder learns."""
+        return count_tokens(batch.attention_mask)
 
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:

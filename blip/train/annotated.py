@@ -1,21 +1,22 @@
 """Fine-tuning on the annotated photos of a benchmark: VQA and NLVR2 (BLIP.md 5.3, 5.4)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from torch import nn
-
+from blip.batch import QuestionBatch, StatementBatch
 from blip.config import Config, Training
 from blip.data.annotations import read_questions, read_statements
-from blip.data.tasks import question_loader, statement_loader
+from blip.data.tasks import TaskLoader, question_loader, statement_loader
 from blip.data.text import VOCABULARY, Tokenizer
 from blip.errors import ConfigError
 from blip.files import digest_file
 from blip.models.checkpoint import load_model
+from blip.objectives import Objective
 from blip.objectives.finetune import NlvrObjective, VqaObjective
 from blip.tracker import Tracker
-from blip.train.run import identify, prepare, write
+from blip.train.held_out import Evaluate, held_out
+from blip.train.run import check_held_out, identify, place, prepare, unaugmented, write
 from blip.train.trainer import Loader, fit
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ def finetune_annotated(
     out: Path,
     run_dir: Path,
     tracker: Tracker,
+    validation: Sequence[Path] = (),
 ) -> None:
     """Fine-tune a pre-trained model for a task.
 
@@ -44,6 +46,7 @@ def finetune_annotated(
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
+        validation: Annotation files to evaluate on while training.
 
     Raises:
         ConfigError: The experiment does not have the task, or a collection no folder.
@@ -53,24 +56,45 @@ def finetune_annotated(
     device = prepare(config)
     text = Tokenizer(model / VOCABULARY)
     training: Training
-    objective: nn.Module
+    objective: Objective
     loader: Loader
+    evaluate: Evaluate | None = None
     match task:
         case "vqa":
             training = vqa = _configured(config.finetune.vqa, task)
-            questions = [question for path in data for question in read_questions(path)]
-            loader = question_loader(questions, photos, text, training, config.seed, device)
+
+            def asked(paths: Sequence[Path], settings: Training) -> TaskLoader[QuestionBatch]:
+                questions = [question for path in paths for question in read_questions(path)]
+                return question_loader(questions, photos, text, settings, config.seed, device)
+
+            loader = asked(data, training)
+            if settings := check_held_out(training, validation):
+                evaluate = held_out(asked(validation, unaugmented(training)), settings)
             blip = load_model(model, "vqa", training.image_size, drop_path=vqa.drop_path)
             objective = VqaObjective(blip, vqa.label_smoothing)
         case "nlvr":
             training = nlvr = _configured(config.finetune.nlvr, task)
-            statements = [statement for path in data for statement in read_statements(path)]
-            loader = statement_loader(statements, photos, text, training, config.seed, device)
+
+            def stated(paths: Sequence[Path], settings: Training) -> TaskLoader[StatementBatch]:
+                statements = [statement for path in paths for statement in read_statements(path)]
+                return statement_loader(statements, photos, text, settings, config.seed, device)
+
+            loader = stated(data, training)
+            if settings := check_held_out(training, validation):
+                evaluate = held_out(stated(validation, unaugmented(training)), settings)
             blip = load_model(model, "nlvr", training.image_size, drop_path=nlvr.drop_path)
             objective = NlvrObjective(blip)
     identity = identify(config, training, [digest_file(path) for path in data])
+    place(objective, training, device)
     curve = fit(
-        objective.to(device), loader, training, tracker, run_dir, name=task, identity=identity
+        objective,
+        loader,
+        training,
+        tracker,
+        run_dir,
+        name=task,
+        identity=identity,
+        evaluate=evaluate,
     )
     write(blip, model, training, loader, curve, out)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blip import distributed
 from blip.errors import BlipError
 from blip.files import write_text
 from blip.tracker import Tracker
@@ -90,6 +91,7 @@ class Curve:
         self.settle(step)
         rows = self._pending
         means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        means = dict(zip(means, distributed.mean(list(means.values())), strict=True))
         self.points.append({"step": step, **means, "lr": lr, "grad_norm": grad_norm})
         # A median is deaf to the step that happened to save a checkpoint. A device runs behind its
         # host, whose every single duration says nothing, but their sum up to a settling does.

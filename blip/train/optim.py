@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from blip.config import Optimizer
+from blip.distributed import is_cut
 
 
 def build_optimizer(module: nn.Module, config: Optimizer) -> torch.optim.AdamW:
@@ -18,8 +19,10 @@ def build_optimizer(module: nn.Module, config: Optimizer) -> torch.optim.AdamW:
     spared = [] if config.decay_all else [p for p in parameters if p.ndim < 2]
     decayed = parameters if config.decay_all else [p for p in parameters if p.ndim >= 2]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        # A kernel takes tensors of one kind: whole, or parts of a whole.
+        {"params": [p for p in group if is_cut(p) == cut], "weight_decay": decay}
+        for group, decay in ((decayed, config.weight_decay), (spared, 0.0))
+        for cut in (False, True)
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
-from blip.config import Config, Training
+from blip import distributed
+from blip.config import Augmentation, Config, HeldOut, Training
 from blip.data.dataset import open_dataset
 from blip.data.loader import PairLoader
 from blip.data.text import (
@@ -23,11 +23,15 @@ from blip.files import digest_file, digest_json, write_json, write_text
 from blip.models.blip import Blip
 from blip.models.checkpoint import load_model, load_momentum, save_model
 from blip.models.device import prepare_device
+from blip.models.med import TextTransformer
 from blip.models.pretrained import find_weights, load_weights
+from blip.models.vit import VisionTransformer
+from blip.objectives import Objective
 from blip.objectives.finetune import CaptioningObjective, RetrievalObjective
 from blip.objectives.pretrain import PretrainObjective
 from blip.tracker import Tracker
 from blip.train.curve import Point, write_curves
+from blip.train.held_out import Evaluate, held_out
 from blip.train.trainer import Loader, fit
 
 log = logging.getLogger(__name__)
@@ -56,7 +60,13 @@ def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
 
 
 def pretrain(
-    config: Config, data: list[Path], tokenizer: Path, out: Path, run_dir: Path, tracker: Tracker
+    config: Config,
+    data: list[Path],
+    tokenizer: Path,
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
+    validation: Sequence[Path] = (),
 ) -> None:
     """Pre-train a model with ITC, ITM and LM (BLIP.md 2), from a ViT and a BERT or from scratch.
 
@@ -67,6 +77,7 @@ def pretrain(
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
+        validation: Dataset versions to evaluate on while training.
 
     Raises:
         ConfigError: Texts may be longer than the model's positions, or there are no such starting
@@ -83,11 +94,22 @@ def pretrain(
     loader = PairLoader(datasets, text, training, config.seed, device=device)
     model = Blip(config.model, training.image_size, text.vocab_size, text.special, "pretrain")
     load_weights(model, weights)
-    objective = PretrainObjective(model, training.contrast).to(device)
+    objective = PretrainObjective(model, training.contrast)
+    evaluate = _evaluation(training, validation, text, config.seed, "", device)
     started_from = [digest_file(path) for path in weights.values()]
     digests = [*(dataset.digest for dataset in datasets), *started_from]
     identity = identify(config, training, digests)
-    curve = fit(objective, loader, training, tracker, run_dir, name="pretrain", identity=identity)
+    place(objective, training, device)
+    curve = fit(
+        objective,
+        loader,
+        training,
+        tracker,
+        run_dir,
+        name="pretrain",
+        identity=identity,
+        evaluate=evaluate,
+    )
     write(model, tokenizer, training, loader, curve, out)
 
 
@@ -99,6 +121,7 @@ def finetune(
     out: Path,
     run_dir: Path,
     tracker: Tracker,
+    validation: Sequence[Path] = (),
 ) -> None:
     """Fine-tune a pre-trained model: the captioner (LM) or the filter (ITC and ITM) (BLIP.md 5).
 
@@ -112,15 +135,17 @@ def finetune(
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
+        validation: Dataset versions to evaluate on while training.
 
     Raises:
+        ConfigError: Held-out data are named but not `held_out`, or the other way round.
         BlipError: See `fit`.
     """
     device = prepare(config)
     text = Tokenizer(model / VOCABULARY)
     datasets = [open_dataset(path) for path in data]
     training: Training
-    objective: nn.Module
+    objective: Objective
     prompt = ""
     match task:
         case "captioning":
@@ -136,9 +161,18 @@ def finetune(
             if momentum := load_momentum(model, blip):
                 objective.contrast.begin(momentum)
     loader = PairLoader(datasets, text, training, config.seed, prompt, device)
+    evaluate = _evaluation(training, validation, text, config.seed, prompt, device)
     identity = identify(config, training, [dataset.digest for dataset in datasets])
+    place(objective, training, device)
     curve = fit(
-        objective.to(device), loader, training, tracker, run_dir, name=task, identity=identity
+        objective,
+        loader,
+        training,
+        tracker,
+        run_dir,
+        name=task,
+        identity=identity,
+        evaluate=evaluate,
     )
     write(blip, model, training, loader, curve, out)
 
@@ -147,6 +181,52 @@ def prepare(config: Config) -> torch.device:
     """Fix threads and chance, so that results do not depend on where a stage runs."""
     torch.manual_seed(config.seed)
     return prepare_device(config.threads)
+
+
+def place(objective: Objective, training: Training, device: torch.device) -> None:
+    """Put an objective where it is trained; what is sharded goes there part by part, later."""
+    if training.sharding == "ddp" or distributed.world_size() == 1:
+        objective.to(device)
+    for module in objective.modules():
+        if isinstance(module, TextTransformer):
+            module.checkpoint_layers = min(training.checkpoint_text, len(module.layers))
+        if training.compile and isinstance(module, TextTransformer | VisionTransformer):
+            module.compile()
+
+
+def unaugmented(training: Training) -> Training:
+    """Give the settings of held-out batches."""
+    plain = Augmentation(crop_scale=(1.0, 1.0), flip=0.0, randaugment=False)
+    return training.model_copy(update={"augmentation": plain})
+
+
+def check_held_out(training: Training, validation: Sequence[Path]) -> HeldOut | None:
+    """Give the settings of evaluations while training, if there are any.
+
+    Raises:
+        ConfigError: Held-out data are named but not `held_out`, or the other way round.
+    """
+    if training.held_out and not validation:
+        raise ConfigError("held_out is set, but no held-out data are named: --validation")
+    if validation and not training.held_out:
+        raise ConfigError("--validation names held-out data, but held_out is null: set it")
+    return training.held_out
+
+
+def _evaluation(
+    training: Training,
+    validation: Sequence[Path],
+    text: Tokenizer,
+    seed: int,
+    prompt: str,
+    device: torch.device,
+) -> Evaluate | None:
+    settings = check_held_out(training, validation)
+    if settings is None:
+        return None
+    datasets = [open_dataset(path) for path in validation]
+    batches = PairLoader(datasets, text, unaugmented(training), seed, prompt, device)
+    return held_out(batches, settings)
 
 
 def _check_model(config: Config) -> None:
@@ -181,7 +261,12 @@ def write(
     curve: list[Point],
     out: Path,
 ) -> None:
-    """Write a trained model with its vocabulary, its curve and what training came to."""
+    """Write a trained model with its vocabulary, its curve and what training came to.
+
+    Of several processes the first one does.
+    """
+    if distributed.rank():
+        return
     save_model(model, out)
     _copy_vocabulary(tokenizer / VOCABULARY, out)
     write_curves(curve, out / "curves.csv")

@@ -1,4 +1,7 @@
-"""The training loop, which knows nothing of BLIP: batches, an objective, AdamW, checkpoints."""
+"""The training loop, which knows nothing of BLIP: batches, an objective, steps, checkpoints.
+
+It is the same for one process and for several: each does its part of every step.
+"""
 
 import contextlib
 import logging
@@ -11,16 +14,18 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
-from blip.batch import Batch, QuestionBatch, StatementBatch
+from blip import distributed
 from blip.config import Training
-from blip.objectives import Losses, Position
+from blip.files import alone_in
+from blip.objectives import Objective, Position
 from blip.progress import Progress
 from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
-from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from blip.train.held_out import Best, Evaluate
+from blip.train.optim import learning_rate
+from blip.train.saved import Saved
 from blip.train.snapshot import Groups
 from blip.train.state import (
     load_optimizer,
@@ -28,10 +33,9 @@ from blip.train.state import (
     optimizer_tensors,
     random_states,
 )
+from blip.train.step import AnyBatch, Stepper
 
 log = logging.getLogger(__name__)
-
-AnyBatch = Batch | QuestionBatch | StatementBatch
 
 TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would say it
 
@@ -52,7 +56,7 @@ class Loader(Protocol):
 
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     loader: Loader,
     config: Training,
     tracker: Tracker,
@@ -60,73 +64,205 @@ def fit(
     *,
     name: str = "training",
     identity: str = "",
+    evaluate: Evaluate | None = None,
 ) -> list[Point]:
     """Train an objective in place, from the last checkpoint in `run_dir` if there is one.
 
     A run that was killed and goes on ends in the same bits as one that was not, on one machine.
     On SIGTERM and Ctrl-C the step under way is finished and a checkpoint saved; then the process
-    exits with code 143, or KeyboardInterrupt is raised. A second signal acts at once.
+    exits with code 143, or KeyboardInterrupt is raised. A second signal acts at once. Where there
+    are several processes, a signal to one of them stops all after the same step.
+
+    The objective is left with the weights to be used: those of the best evaluation if there are
+    evaluations, else the last; or their average.
 
     Args:
-        objective: Module of (batch, position) -> Losses, on the device of the loader's batches.
+        objective: On the device of the loader's batches; on the host if it is to be sharded.
         loader: The examples.
         config: Length, optimizer, precision, how often to log and to save.
         tracker: Told a point every `log_every` steps.
         run_dir: Keeps the checkpoints.
         name: What the progress bar calls it.
         identity: Digest of what else decides the run; a checkpoint of another is refused.
+        evaluate: Called every `config.held_out.every` steps.
 
     Returns:
         The curve: a point every `log_every` steps and at the end.
 
     Raises:
-        BlipError: A loss is not finite, a shard was changed, the disk is full, ...
+        BlipError: Another process trains in `run_dir`, a loss is not finite, a shard was changed,
+            the disk is full, ...
     """
-    total = total_steps(config, loader.steps_per_epoch)
-    optimizer = build_optimizer(objective, config.optimizer)
-    about = {"training": config.model_dump()}
-    checkpoints = Checkpoints(run_dir / "checkpoints", identity, config.keep_checkpoints, about)
-    curve = Curve(tracker)
-    start = 0
-    if saved := checkpoints.last():
-        start = saved.step
-        saved.load("objective", objective.state_dict())
-        load_optimizer(optimizer, saved)
+    first = distributed.rank() == 0
+    with alone_in(run_dir, "another training") if first else contextlib.nullcontext():
+        run = _Run(objective, config, tracker, run_dir, identity, evaluate)
+        run.restore()
+        bar = Progress(name, total_steps(config, loader.steps_per_epoch), done=run.step)
+        with run.checkpoints:
+            _loop(run, loader, bar)
+        run.finish()
+    return run.curve.points
+
+
+class _Run:
+    """A run under way: what a step moves, what is told, and what a checkpoint keeps of both."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: Training,
+        tracker: Tracker,
+        run_dir: Path,
+        identity: str,
+        evaluate: Evaluate | None,
+    ) -> None:
+        self.config = config
+        self.stepper = Stepper(objective, config)
+        if distributed.rank():  # the weights are those of the first process, chance is not
+            torch.manual_seed(torch.initial_seed() + distributed.rank())
+        self.curve = Curve(tracker)
+        self.step = 0
+        self._tracker = tracker
+        self._evaluate = evaluate
+        self._held_out = config.held_out if evaluate else None
+        self._best = Best(self._held_out) if self._held_out else None
+        about = {"training": config.model_dump()}
+        self.checkpoints = Checkpoints(
+            run_dir / "checkpoints", identity, config.keep_checkpoints, about
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether there was no better evaluation for too long."""
+        return self._best is not None and self._best.stops
+
+    @property
+    def improved(self) -> bool:
+        """Whether the weights are the best so far: they must be kept."""
+        return self._best is not None and self._best.step == self.step
+
+    def evaluates(self, step: int) -> bool:
+        """Tell whether an evaluation is due after so many steps."""
+        return self._held_out is not None and step % self._held_out.every == 0
+
+    def restore(self) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        saved = self.checkpoints.last()
+        if saved is None:
+            return
+        self._load(saved)
+        load_optimizer(self.stepper.optimizer, saved)
         load_random_states(saved)
-        curve.load_state(saved.progress)
-        log.info("going on from step %d", start)
-    objective.train()
-    on_host = next(objective.parameters()).device.type == "cpu"
-    bar = Progress(name, total, "steps", done=start)
+        self.step, progress = saved.step, saved.progress
+        self.curve.load_state(progress)
+        self.stepper.scaler.load_state_dict(progress["scaler"])
+        if self._best:
+            self._best.load_state(progress["best"])
+        log.info("going on from step %d", self.step)
+
+    def prepare_to_save(self) -> None:
+        """Get the memory that saving takes, once the optimizer has what it keeps."""
+        self.checkpoints.prepare(self._groups(), own=random_states())
+
+    def save(self) -> None:
+        """Begin to save a checkpoint."""
+        self.curve.settle(self.step)
+        progress = {
+            **self.curve.state(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "best": self._best and self._best.state(),
+        }
+        best = self._best.step if self._best else None
+        self.checkpoints.save(self.step, self._groups(), progress, own=random_states(), best=best)
+
+    def evaluate(self, position: Position) -> None:
+        """Evaluate the weights, or their average."""
+        assert self._evaluate is not None
+        assert self._best is not None
+        with self._averaged(), self.stepper.autocast():
+            values = self._evaluate(self.stepper.objective, position)
+        self._tracker.metrics({f"held_out/{name}": v for name, v in values.items()}, self.step)
+        self._best.take(self.step, values)
+        if self._best.stops:
+            log.info(
+                "step %d: no better %s than %.4g of step %d in %d evaluations: training ends",
+                self.step,
+                self.config.held_out and self.config.held_out.metric,
+                self._best.value,
+                self._best.step,
+                self._best.since,
+            )
+
+    def finish(self) -> None:
+        """Leave the objective with the weights to be used."""
+        if self._best and self._best.step is not None:
+            self._load(self.checkpoints.at(self._best.step))
+        if self.stepper.average:
+            self.stepper.average.exchange()
+        distributed.unwrap(self.stepper.objective)
+
+    def _groups(self) -> Groups:
+        average = self.stepper.average
+        return {
+            "objective": self.stepper.objective.state_dict(),
+            "optimizer": optimizer_tensors(self.stepper.optimizer),
+            **({"average": average.state_dict()} if average else {}),
+        }
+
+    def _load(self, saved: Saved) -> None:
+        saved.load("objective", self.stepper.objective.state_dict())
+        if self.stepper.average:
+            saved.load("average", self.stepper.average.state_dict())
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        average = self.stepper.average
+        if average:
+            average.exchange()
+        yield
+        if average:
+            average.exchange()
+
+
+def _loop(run: _Run, loader: Loader, bar: Progress) -> None:
+    """Take the steps that are left."""
+    config, total, first = run.config, bar.total, run.step
+    on_host = next(run.stepper.objective.parameters()).device.type == "cpu"
     note = ""
-    with checkpoints, _finish_step_on_signal() as received:
+    with _finish_step_on_signal() as received:
         began = time.perf_counter()
-        for step, batch in enumerate(loader.iterate(start, total), start):
+        batches = loader.iterate(run.step, run.step if run.ended else total)
+        for step, batch in enumerate(batches, run.step):
             waited = time.perf_counter() - began
-            done = step + 1
+            stops = distributed.ask(lambda: bool(received))
+            run.step = done = step + 1
             logs = done % config.log_every == 0 or done == total
             rate = learning_rate(config.optimizer, step, loader.steps_per_epoch, total)
-            set_learning_rate(optimizer, rate)
             position = Position(step, loader.steps_per_epoch)
-            losses, norm = _step(objective, optimizer, batch, position, config, wants_norm=logs)
-            if step == start:
-                checkpoints.prepare(_groups(objective, optimizer), own=random_states())
-            curve.add(losses.total, losses.metrics, time.perf_counter() - began, waited)
-            if logs:
-                assert norm is not None
-                point = curve.close(done, rate, norm.item(), config.batch_size, on_host)
+            wants_norm = logs or run.evaluates(done)
+            taken = run.stepper.step(batch, position, rate, wants_norm)
+            run.curve.add(taken.loss, taken.metrics, time.perf_counter() - began, waited)
+            if run.evaluates(done):
+                run.evaluate(position)
+            if logs or run.ended:
+                assert taken.norm is not None
+                norm = taken.norm.item()
+                point = run.curve.close(done, rate, norm, config.batch_size, on_host)
                 note = f"loss {point['loss']:.3f}"
-            if received or done % config.checkpoint_every == 0 or done == total:
-                curve.settle(done)
-                groups = _groups(objective, optimizer)
-                checkpoints.save(done, groups, curve.state(), own=random_states())
-            bar.advance(note=note)
-            if received or done == total:
-                checkpoints.finish()
-            if received:
-                _leave(received[0], done)
+            stopped = stops()
+            if step == first:
+                run.prepare_to_save()
+            due = done % config.checkpoint_every == 0 or run.improved
+            if stopped or run.ended or due or done == total:
+                run.save()
+            if distributed.rank() == 0:
+                bar.advance(note=note)
+            if stopped:
+                run.checkpoints.finish()
+                _leave(received[0] if received else signal.SIGTERM, done)
+            if run.ended:
+                break
             began = time.perf_counter()
-    return curve.points
 
 
 def total_steps(config: Training, steps_per_epoch: int) -> int:
@@ -135,35 +271,6 @@ def total_steps(config: Training, steps_per_epoch: int) -> int:
         return config.steps
     assert config.epochs is not None
     return config.epochs * steps_per_epoch
-
-
-def _groups(objective: nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
-    """Give what a checkpoint keeps."""
-    return {"objective": objective.state_dict(), "optimizer": optimizer_tensors(optimizer)}
-
-
-def _step(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: AnyBatch,
-    position: Position,
-    config: Training,
-    wants_norm: bool,
-) -> tuple[Losses, Tensor | None]:
-    """Do one step; give its losses and, if wanted or clipped by it, the norm of its gradient."""
-    device = batch.images.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-        losses: Losses = objective(batch, position)
-    optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = None
-    if config.optimizer.clip_norm:
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
-    elif wants_norm:
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    optimizer.step()
-    return losses, norm
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ def main(rank: int, path: Path) -> None:
     else:
         objective = RetrievalObjective(model, settings, job["all_rank"]).eval()
     objective.load_state_dict(job["state"])
+    objective.begin_step()
     losses = objective(
         Batch(*job["batches"][rank]), Position(0, 1), Negatives(*job["negatives"][rank])
     )

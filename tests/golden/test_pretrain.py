@@ -46,6 +46,7 @@ def test_losses_gradients_twin_and_queue(prepared, worst_difference):
     reference, build = prepared
     objective = build()
     batch, negatives = recorded(reference.under("in/"))
+    objective.begin_step()
     losses = objective(batch, Position(0, 1), negatives)
     losses.total.backward()
 
@@ -72,6 +73,7 @@ def test_features_similarities_and_negative_weights(prepared):
     objective = build()
     batch, _ = recorded(reference.under("in/"))
     pairs = len(batch)
+    objective.begin_step()
     tokens = objective.model.encode_image(batch.images)
     first = objective.contrast.queue.position.item()
     contrasted = objective.contrast(objective.model, batch, tokens, Position(0, 1))
@@ -137,6 +139,7 @@ def test_three_steps_with_adamw(prepared, golden, worst_difference):
         objective.contrast.settings = settings.model_copy(update={"alpha": alpha})
         step = steps.under(f"step{number}/")
         batch, negatives = recorded(step)
+        objective.begin_step()
         losses = objective(batch, Position(0, 1), negatives)
         optimizer.zero_grad()
         losses.total.backward()

@@ -36,6 +36,7 @@ def test_losses_and_queue(prepared, all_rank):
     expected = reference.under(f"all_rank_{all_rank}/")
     objective = build(all_rank)
     negatives = Negatives(expected["neg_image_idx"], expected["neg_text_idx"])
+    objective.begin_step()
     losses = objective(batch, Position(0, 1), negatives)
     for ours, theirs in (("itc", "ita"), ("itm", "itm")):  # measured: 3e-7
         loss = expected[f"loss_{theirs}"]
@@ -52,6 +53,7 @@ def test_gradients(prepared, worst_difference):
     indices = reference.under("all_rank_False/")
     objective = build(False)
     negatives = Negatives(indices["neg_image_idx"], indices["neg_text_idx"])
+    objective.begin_step()
     objective(batch, Position(0, 1), negatives).total.backward()
     gradients = [(name, p.grad) for name, p in objective.model.named_parameters()]
     official = reference.under("grad/")

@@ -153,6 +153,22 @@ def test_targets_take_what_they_need_along(toy: Any) -> None:
         run(toy, targets=("trian",))
 
 
+def test_a_preempted_stage_has_not_failed_and_goes_on_in_the_next_run(toy: Any) -> None:
+    """Told to leave by another than us: not tried again at once, and no failure."""
+    graph = Path("dvc.yaml")
+    graph.write_text(graph.read_text().replace("meta: {weight: 5}", "meta: {retries: 1}"))
+    toy.order(train_left={"exit": 143})
+    outcomes, code = run_experiment(toy.root, slots=1, say=lambda *_: None, done=lambda _: None)
+    assert states(outcomes)["train@left"] == "stopped"
+    assert states(outcomes)["train@right"] == "ran"
+    assert code == 143
+    assert "was pre-empted: the next run goes on from where it was" in summary(outcomes)
+    assert [entry["name"] for entry in toy.log()].count("train_left") == 1
+    toy.order()
+    second, code = run(toy)
+    assert (second["train@right"], second["train@left"], code) == ("cached", "ran", 0)
+
+
 def test_a_crash_is_tried_again_and_a_user_error_is_not(toy: Any) -> None:
     graph = Path("dvc.yaml")
     graph.write_text(graph.read_text().replace("meta: {weight: 5}", "meta: {retries: 1}"))

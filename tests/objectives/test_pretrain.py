@@ -59,6 +59,7 @@ def test_order_of_a_step(build, contrast, batch):
         model.image_projection.weight.mul_(3)
     before = objective.contrast.twin.image_projection.weight.clone()
     pairs = batch(4)
+    objective.begin_step()
     losses = objective(pairs, Position(0, 10))
     assert losses.metrics["temperature"].item() == 0.5
     twin, queue = objective.contrast.twin, objective.contrast.queue
@@ -77,6 +78,7 @@ def test_state_dict_resumes_to_the_bit(build, contrast, batch):
     outcomes = []
     for objective in (straight, resumed):
         torch.manual_seed(3)
+        objective.begin_step()
         losses = objective(batch(5, seed=1), Position(1, 10))
         losses.total.backward()
         gradients = [p.grad for p in objective.parameters() if p.grad is not None]
@@ -105,6 +107,7 @@ def test_it_learns_two_pairs(build, contrast, batch):
     pairs = batch(2)
     first = last = None
     for step in range(80):
+        objective.begin_step()
         losses = objective(pairs, Position(step, 10))
         last = {name: losses.metrics[name].item() for name in ("itc", "itm", "lm")}
         first = first or last

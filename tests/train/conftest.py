@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from blip.batch import Batch
 from blip.config import Training, load_config
-from blip.objectives import Losses, Position
+from blip.objectives import Losses, Objective, Position
 
 PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
 
 
-class Toy(nn.Module):
+class Toy(Objective):
     """A classifier with dropout, a buffer that moves, a shared weight and a frozen one."""
 
     ring: Tensor

@@ -140,6 +140,23 @@ def test_ctrl_c_saves_and_a_second_one_does_not_wait(
     assert max((tmp_path / "checkpoints").iterdir()).name == "step-00000005"
 
 
+def test_a_second_training_in_the_same_folder_is_refused(
+    toy: Any, training: Build, tmp_path: Path
+) -> None:
+    objective, loader = toy
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(BlipError) as error:
+            fit(objective, loader, training(), NullTracker(), tmp_path)
+        refused.append(str(error.value))
+
+    fit(objective, Interrupt(loader, 2, second), training(), NullTracker(), tmp_path)
+    assert refused == [
+        f"{tmp_path}: another training is at work here already: wait for it, or stop it first"
+    ]
+
+
 def test_signal_handlers_are_put_back(toy: Any, training: Build, tmp_path: Path) -> None:
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     fit(*toy, training(steps=2), NullTracker(), tmp_path)
