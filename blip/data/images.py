@@ -55,6 +55,8 @@ def read_header(data: bytes, max_pixels: int) -> Header:
 def decode_image(data: bytes, max_pixels: int) -> "Tensor":
     """Decode a whole image as the model reads it: (3, H, W) uint8, RGB (see `decode_pixels`).
 
+    The colours of a pixel lie together: to part them would cost as much as to resize them.
+
     Raises:
         OversizedImageError: It holds more than `max_pixels` pixels.
         DataError: The bytes are no image, or are cut short or damaged.
@@ -62,7 +64,7 @@ def decode_image(data: bytes, max_pixels: int) -> "Tensor":
     import torch  # takes seconds, and taking collections in does without
 
     pixels = decode_pixels(data, max_pixels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def decode_pixels(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
