@@ -194,8 +194,10 @@ def _warp(image: Tensor, source: tuple[tuple[float, ...], ...]) -> Tensor:
     # Two pixels of grey on every side: whatever lies outside finds its four neighbours there.
     stride = width + 4
     padded = torch.full((height + 4, stride), float(GREY))
-    places = top.clamp_(-2, height).long().mul_(stride).add_(left.clamp_(-2, width).long())
-    places = places.add_(2 * stride + 2).view(-1)
+    places = (
+        (top.clamp_(-2, height) + 2).int().mul_(stride).add_((left.clamp_(-2, width) + 2).int())
+    )
+    places = places.view(-1).long()  # looked up at twice the speed of int32
     # A shear stays on the pixels of the other axis, where there is nothing to mix.
     between_columns, between_rows = (row not in UNMOVED for row in source)
 
