@@ -3,8 +3,8 @@
 Images are uint8 tensors (3, H, W), RGB, until the batch is normalised: a quarter of the bytes to
 move between processes and to the device. What evaluation reads is the reference's to the bit, and
 so are RandAugment's operations, which it has from OpenCV. Only the crops of training are resized by
-torch, which follows Pillow at a fifth of its cost (a value in 200 differs by one; measured worst
-case: two).
+torch, which follows Pillow at a fifth of its cost: on average 0.03 of 255 levels away on photos
+(the worst of 128 crops: 0.25), and 0.4 on pure noise.
 """
 
 import math
