@@ -348,8 +348,7 @@ def build_input(size: Size, device: torch.device, wanted: Ways) -> Case:
 
     def run(read: photos.Reader, chosen: config.Augmentation) -> Outcome:
         rngs = [np.random.default_rng(number) for number in range(len(files))]
-        images = [read(file, chosen, rng) for file, rng in zip(files, rngs, strict=True)]
-        return {"images": torch.stack(images)}
+        return {"images": read(files, chosen, rngs)}
 
     ways = {
         name: Way(partial(run, read, augmentation), partial(run, read, calm))

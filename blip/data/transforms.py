@@ -3,8 +3,8 @@
 Images are uint8 tensors (3, H, W), RGB, until the batch is normalised: a quarter of the bytes to
 move between processes and to the device. What evaluation reads is the reference's to the bit, and
 so are RandAugment's operations, which it has from OpenCV. Only the crops of training are resized by
-torch, which follows Pillow at a fifth of its cost (a value in 200 differs by one; measured worst
-case: two).
+torch, which follows Pillow at a fifth of its cost: on average 0.03 of 255 levels away on photos
+(the worst of 128 crops: 0.25), and 0.4 on pure noise.
 """
 
 import math
@@ -45,6 +45,7 @@ OPERATIONS = (
     "rotate",
 )
 SIGNED = OPERATIONS[5:]
+UNMOVED = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)  # where x and y come from if nothing moves
 
 
 def evaluation_transform(image: Tensor, size: int) -> Tensor:
@@ -62,19 +63,19 @@ def normalise(images: Tensor) -> Tensor:
 def evaluation_resize(image: Tensor, size: int) -> Tensor:
     """Resize (3, H, W) uint8 to (3, S, S) by Pillow's bicubic, as the reference evaluates."""
     if image.shape[1:] == (size, size):
-        return image
-    resized = np.empty((3, size, size), np.uint8)
-    # Channel by channel, which are read in place: Pillow's colours would be interleaved.
-    for channel, pixels in zip(resized, image.numpy(), strict=True):
-        square = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
-        channel[:] = np.asarray(square)
-    return torch.from_numpy(resized)
+        return image.contiguous()
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    square = np.array(pixels.resize((size, size), Image.Resampling.BICUBIC))
+    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
 
 def resize(image: Tensor, size: int) -> Tensor:
-    """Resize (3, H, W) uint8 to (3, S, S) by torch's antialiased bicubic, for training."""
+    """Resize (3, H, W) uint8 to (3, S, S) by torch's antialiased bicubic, for training.
+
+    It is read in place, fastest where the colours of a pixel lie together, as they are decoded.
+    """
     if image.shape[1:] == (size, size):
-        return image
+        return image.contiguous()
     return interpolate(image[None], size=(size, size), mode="bicubic", antialias=True)[0]
 
 
@@ -95,8 +96,7 @@ class TrainTransform:
             top, left, height, width = draw_crop(
                 image.shape[1], image.shape[2], config.crop_scale, rng
             )
-            # Copied, since torch resizes a view at half the speed.
-            image = image[:, top : top + height, left : left + width].contiguous()
+            image = image[:, top : top + height, left : left + width]
         image = resize(image, self.size)
         if config.flip and rng.random() < config.flip:
             image = image.flip(2)
@@ -160,9 +160,9 @@ def apply_operation(image: Tensor, operation: str, sign: int, level: int = LEVEL
         case "sharpness":
             return image if factor == 1 else _sharpen(image, factor)
         case "shear_x":
-            return _warp(image, ((1.0, -sign * share * SHEAR, 0.0), (0.0, 1.0, 0.0)))
+            return _warp(image, ((1.0, -sign * share * SHEAR, 0.0), UNMOVED[1]))
         case "shear_y":
-            return _warp(image, ((1.0, 0.0, 0.0), (-sign * share * SHEAR, 1.0, 0.0)))
+            return _warp(image, (UNMOVED[0], (-sign * share * SHEAR, 1.0, 0.0)))
         case "translate_x" | "translate_y":
             axis = 2 if operation == "translate_x" else 1
             return _shift(image, -sign * round(share * SHIFT), axis)
@@ -183,31 +183,40 @@ def _warp(image: Tensor, source: tuple[tuple[float, ...], ...]) -> Tensor:
     """Sample bilinearly at `source` (2 x 3: pixel of the result -> place in the image).
 
     Shears hit halves between two grey levels again and again. They fall as OpenCV's do, since every
-    step is rounded as there: `addcmul` multiplies and adds in one (on processors that can).
+    step is rounded as there: `add` and `addcmul` multiply and add in one (on processors that can).
     """
     height, width = image.shape[1:]
     x = torch.arange(width, dtype=torch.float32)
     y = torch.arange(height, dtype=torch.float32)[:, None]
-    across, down = (torch.addcmul(y * b + c, torch.tensor(a), x) for a, b, c in source)
+    across, down = (torch.add(y * b + c, x, alpha=a) for a, b, c in source)
     left, top = across.floor(), down.floor()
-    right_share, lower_share = (across - left).view(-1), (down - top).view(-1)
+    right_share, lower_share = across.sub_(left).view(-1), down.sub_(top).view(-1)
     # Two pixels of grey on every side: whatever lies outside finds its four neighbours there.
     stride = width + 4
-    places = (top.clamp_(-2, height) + 2).int() * stride + (left.clamp_(-2, width) + 2).int()
     padded = torch.full((height + 4, stride), float(GREY))
+    places = (
+        (top.clamp_(-2, height) + 2).int().mul_(stride).add_((left.clamp_(-2, width) + 2).int())
+    )
+    places = places.view(-1).long()  # looked up at twice the speed of int32
+    # A shear stays on the pixels of the other axis, where there is nothing to mix.
+    between_columns, between_rows = (row not in UNMOVED for row in source)
+
+    def look(offset: int) -> Tensor:
+        return padded.view(-1)[offset:].index_select(0, places)
 
     def mix_row(offset: int) -> Tensor:
-        first, second = (
-            padded.view(-1)[at:].index_select(0, places.view(-1)) for at in (offset, offset + 1)
-        )
-        return first.addcmul_(right_share, second.sub_(first))
+        pixels = look(offset)
+        if between_columns:
+            pixels.addcmul_(right_share, look(offset + 1).sub_(pixels))
+        return pixels
 
-    warped = torch.empty_like(image)
+    warped = torch.empty(image.shape, dtype=torch.uint8)
     for before, after in zip(image, warped, strict=True):  # a channel fits into the cache
         padded[2:-2, 2:-2] = before
         upper = mix_row(0)
-        upper.addcmul_(lower_share, mix_row(stride).sub_(upper))
-        after.view(-1).copy_(upper.round_())
+        if between_rows:
+            upper.addcmul_(lower_share, mix_row(stride).sub_(upper))
+        after.view(-1).copy_(upper.round_().int())  # by way of int, at a third of the cost
     return warped
 
 
@@ -241,14 +250,16 @@ def _sharpen(image: Tensor, factor: float) -> Tensor:
     return sharp
 
 
-def _look_up(image: Tensor, table: Callable[[NDArray[np.intp]], NDArray[np.uint8]]) -> Tensor:
+def _look_up(image: Tensor, table: Callable[[NDArray[np.int64]], NDArray[np.uint8]]) -> Tensor:
     """Map every channel through the table that its histogram gives."""
-    pixels = image.numpy()
-    channels = [table(np.bincount(c.ravel(), minlength=256))[c] for c in pixels]
-    return torch.from_numpy(np.stack(channels))
+    mapped = torch.empty(image.shape, dtype=torch.uint8)
+    for before, after in zip(image.flatten(1), mapped.flatten(1), strict=True):
+        histogram = torch.bincount(before, minlength=256).numpy()
+        torch.index_select(torch.from_numpy(table(histogram)), 0, before.int(), out=after)
+    return mapped
 
 
-def _contrast_table(histogram: NDArray[np.intp]) -> NDArray[np.uint8]:
+def _contrast_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Stretch from the darkest and lightest value to 0 and 255, as the reference does.
 
     It means to be Pillow's AutoContrast, but negates the darkest value as an unsigned byte: a
@@ -262,7 +273,7 @@ def _contrast_table(histogram: NDArray[np.intp]) -> NDArray[np.uint8]:
     return np.clip(np.arange(256) * scale + (-low % 256) * scale, 0, 255).astype(np.uint8)
 
 
-def _equalize_table(histogram: NDArray[np.intp]) -> NDArray[np.uint8]:
+def _equalize_table(histogram: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Flatten the histogram, by Pillow's integer rule."""
     used = histogram[histogram > 0]
     step = (int(used.sum()) - int(used[-1])) // 255

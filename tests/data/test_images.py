@@ -43,7 +43,7 @@ def test_formats(form: str) -> None:
     data = encode(form)
     image = decode_image(data, 10_000)
     assert (image.dtype, image.shape) == (torch.uint8, (3, 40, 56))
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()
     header = read_header(data, 10_000)
     assert (header.width, header.height) == (56, 40)
     assert header.extension == {"JPEG": "jpg"}.get(form, form.lower())
@@ -57,13 +57,32 @@ def test_png_modes_become_rgb(mode: str) -> None:
     assert np.array_equal(decode_image(data, 10_000).permute(1, 2, 0), wanted)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2, "progressive": True}])
-def test_jpegs_are_as_pillow_decodes_them(mode: str, options: dict[str, object]) -> None:
-    data = encode("JPEG", mode, **options)
-    with Image.open(io.BytesIO(data)) as image:
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(["RGB", "L", "CMYK"]),
+    st.integers(1, 40),
+    st.integers(1, 56),
+    st.integers(1, 100),
+    st.sampled_from([0, 1, 2]),  # 4:4:4, 4:2:2, 4:2:0
+    st.booleans(),
+)
+def test_jpegs_are_as_pillow_decodes_them(
+    mode: str, height: int, width: int, quality: int, subsampling: int, progressive: bool
+) -> None:
+    file = io.BytesIO()
+    options = {"quality": quality, "progressive": progressive}
+    if mode == "RGB":
+        options["subsampling"] = subsampling
+    Image.fromarray(PIXELS[:height, :width]).convert(mode).save(file, "JPEG", **options)
+    with Image.open(file) as image:
         wanted = np.asarray(image.convert("RGB"))
-    assert np.array_equal(decode_image(data, 10_000).permute(1, 2, 0), wanted)
+    assert np.array_equal(decode_image(file.getvalue(), 10_000).permute(1, 2, 0), wanted)
+
+
+def test_a_jpeg_that_is_too_large_is_not_decoded() -> None:
+    assert decode_image(encode("JPEG"), 40 * 56).shape == (3, 40, 56)
+    with pytest.raises(OversizedImageError, match="56 x 40 pixels are more than the 2239 allowed"):
+        decode_image(encode("JPEG"), 40 * 56 - 1)
 
 
 def test_photos_are_as_pillow_decodes_them(shared: Path) -> None:
