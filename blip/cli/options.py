@@ -61,12 +61,14 @@ def stage(
     from blip.config import dump_config
     from blip.files import read_json, write_json
     from blip.integrations.catalog import add
+    from blip.integrations.manifest import provenance
     from blip.integrations.settings import catalog
-    from blip.integrations.tracking import provenance, tracked
+    from blip.integrations.tracking import tracked
     from blip.stage import Job, experiment_name, run_stage
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
-    job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())
+    origin = provenance([path for paths in roles.values() for path in paths])
+    job = Job(verb, out, roles, section, experiment=experiment_name(config), provenance=origin)
     with tracked(job, dump_config(config)), run_stage(job, force=force) as running:
         yield running
     add(catalog(), out)

@@ -36,10 +36,12 @@ class Checkpoints:
     Args:
         folder: Where they lie.
         identity: Digest of what the run is: configuration, data, seed.
+        about: What else travels with each, as JSON: the manifest.
     """
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str, about: Any = None) -> None:
         self.folder = folder
+        self._about = about
         self.identity = identity
         self._code = code_digest()
 
@@ -69,6 +71,7 @@ class Checkpoints:
             "identity": self.identity,
             "code": self._code,
             "torch": torch.__version__,
+            "about": self._about,
         }
         with atomic_directory(path) as folder:
             try:
