@@ -41,5 +41,14 @@ def all_gather_padded(rows: Tensor, value: int) -> Tensor:
     return all_gather(torch.nn.functional.pad(rows, (0, missing), value=value))
 
 
+def mean(values: list[float]) -> list[float]:
+    """Give the means over processes."""
+    if world_size() == 1:
+        return values
+    summed = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return (summed / world_size()).tolist()
+
+
 def _initialised() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Position(NamedTuple):
@@ -30,3 +30,16 @@ class Losses:
 
     total: Tensor
     metrics: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """A module of (batch, position) -> Losses, which `fit` trains."""
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell, at a logging step, what follows from the place in the run alone.
+
+        Args:
+            step: Steps done before this one.
+            batch_size: Pairs of a step, of all processes.
+        """
+        return {}

@@ -1,19 +1,19 @@
 """Fine-tuning for each task: captioning, retrieval (CapFilt's filter), VQA, NLVR2 (BLIP.md 5)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from blip import config, distributed
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.models.blip import Blip, Parts
-from blip.objectives import Losses, Position
-from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives import Losses, Objective, Position
+from blip.objectives.contrast import Contrasted, MomentumContrast, queue_age
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
 from blip.objectives.lm import lm_loss, text_losses
 
 
-class CaptioningObjective(nn.Module):
+class CaptioningObjective(Objective):
     """LM on captions that begin with a prompt (BLIP.md 5.2).
 
     Args:
@@ -45,7 +45,7 @@ class CaptioningObjective(nn.Module):
         return Losses(loss, {"lm": loss.detach()})
 
 
-class VqaObjective(nn.Module):
+class VqaObjective(Objective):
     """LM on the answers that people gave, weighted by how many gave each (BLIP.md 5.3).
 
     Args:
@@ -76,7 +76,7 @@ class VqaObjective(nn.Module):
         return Losses(loss, {"lm": loss.detach()})
 
 
-class NlvrObjective(nn.Module):
+class NlvrObjective(Objective):
     """Is a statement about two images true? (BLIP.md 5.4).
 
     Args:
@@ -97,7 +97,7 @@ class NlvrObjective(nn.Module):
         return Losses(loss, {"accuracy": accuracy})
 
 
-class RetrievalObjective(nn.Module):
+class RetrievalObjective(Objective):
     """ITC and ITM that know which pairs belong to one image (BLIP.md 5.1).
 
     Args:
@@ -133,6 +133,10 @@ class RetrievalObjective(nn.Module):
         itm, accuracy = itm_loss(logits, negatives)
         metrics = {"itm": itm.detach(), "itm_accuracy": accuracy}
         return Losses(contrasted.loss + itm, contrasted.metrics | metrics)
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell how old the queue is."""
+        return queue_age(step, batch_size, self.settings.queue_size)
 
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:

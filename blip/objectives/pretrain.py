@@ -7,8 +7,8 @@ from blip import config
 from blip.batch import Batch
 from blip.models.blip import Blip
 from blip.models.med import Memory
-from blip.objectives import Losses, Position
-from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives import Losses, Objective, Position
+from blip.objectives.contrast import Contrasted, MomentumContrast, queue_age
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
 from blip.objectives.lm import lm_loss
 
@@ -16,7 +16,7 @@ LABEL_SMOOTHING = 0.1
 NEGATIVE_FLOOR = 1e-4
 
 
-class PretrainObjective(nn.Module):
+class PretrainObjective(Objective):
     """ITC + ITM + LM with equal weights: the module that is trained, checkpointed and wrapped.
 
     Args:
@@ -58,6 +58,10 @@ class PretrainObjective(nn.Module):
         lm = lm_loss(hidden, batch.token_ids, batch.attention_mask, model.predict, LABEL_SMOOTHING)
         metrics = {"itm": itm.detach(), "lm": lm.detach(), "itm_accuracy": accuracy}
         return Losses(contrasted.loss + itm + lm, contrasted.metrics | metrics)
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell how old the queue is."""
+        return queue_age(step, batch_size, self.settings.queue_size)
 
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,12 +14,14 @@ from torch import Tensor, nn
 
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.config import Training
-from blip.objectives import Losses, Position
+from blip.objectives import Losses, Objective, Position
 from blip.progress import Progress
+from blip.stage import read_manifest
 from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
 from blip.train.optim import build_optimizer, learning_rate, set_learning_rate
+from blip.train.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,12 @@ class Loader(Protocol):
     def iterate(self, start: int, stop: int) -> Iterator[AnyBatch]:
         """Give the batches of the steps from `start` to `stop`."""
 
+    def keys_of(self, step: int) -> list[str]:
+        """Give the keys of the images that this process sees at a step."""
+
 
 def fit(
-    objective: nn.Module,
+    objective: Objective,
     loader: Loader,
     config: Training,
     tracker: Tracker,
@@ -73,42 +77,50 @@ def fit(
         The curve: a point every `log_every` steps and at the end.
 
     Raises:
-        BlipError: A loss is not finite, a shard was changed, the disk is full, ...
+        BlipError: A loss or gradient is not finite, a shard was changed, the disk is full, ...
     """
     total = total_steps(config, loader.steps_per_epoch)
     optimizer = build_optimizer(objective, config.optimizer)
-    checkpoints = Checkpoints(run_dir / "checkpoints", identity)
-    curve = Curve(tracker)
+    checkpoints = Checkpoints(run_dir / "checkpoints", identity, about=read_manifest(run_dir))
+    curve = Curve(tracker, lambda step: loader.keys_of(step))
     start = 0
     if restored := checkpoints.restore(objective, optimizer):
         start, progress = restored
         curve.load_state(progress)
     objective.train()
-    on_host = next(objective.parameters()).device.type == "cpu"
+    device = next(objective.parameters()).device
+    telemetry = Telemetry(device, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     bar = Progress(name, total, "steps", done=start)
     note = ""
     with _finish_step_on_signal() as received:
-        began = time.perf_counter()
         for step, batch in enumerate(loader.iterate(start, total), start):
-            waited = time.perf_counter() - began
+            telemetry.lap("data")
             done = step + 1
             logs = done % config.log_every == 0 or done == total
             rate = learning_rate(config.optimizer, step, loader.steps_per_epoch, total)
             set_learning_rate(optimizer, rate)
             position = Position(step, loader.steps_per_epoch)
-            losses, norm = _step(objective, optimizer, batch, position, config, wants_norm=logs)
-            curve.add(losses.total, losses.metrics, time.perf_counter() - began, waited)
+            with telemetry.step():
+                losses, norm = _step(objective, optimizer, batch, position, config, telemetry)
+            curve.add(losses.total, losses.metrics, norm)
             if logs:
-                assert norm is not None
-                point = curve.close(done, rate, norm.item(), config.batch_size, on_host)
+                gauges = {
+                    **{f"perf/{n}": v for n, v in telemetry.take(config.batch_size).items()},
+                    **{
+                        f"train/{n}": v
+                        for n, v in objective.gauges(step, config.batch_size).items()
+                    },
+                }
+                point = curve.close(done, rate, gauges)
                 note = f"loss {point['loss']:.3f}"
+            telemetry.lap("logging")
             if received or done % config.checkpoint_every == 0 or done == total:
                 curve.settle(done)
                 checkpoints.save(done, objective, optimizer, curve.state())
+                telemetry.lap("checkpoint")
             bar.advance(note=note)
             if received:
                 _leave(received[0], done)
-            began = time.perf_counter()
     return curve.points
 
 
@@ -126,21 +138,22 @@ def _step(
     batch: AnyBatch,
     position: Position,
     config: Training,
-    wants_norm: bool,
-) -> tuple[Losses, Tensor | None]:
-    """Do one step; give its losses and, if wanted or clipped by it, the norm of its gradient."""
+    telemetry: Telemetry,
+) -> tuple[Losses, Tensor]:
+    """Do one step; give its losses and the norm of its gradient before clipping."""
     device = batch.images.device.type
     with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
         losses: Losses = objective(batch, position)
+    telemetry.lap("forward")
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()  # type: ignore[no-untyped-call]
+    telemetry.lap("backward")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = None
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if config.optimizer.clip_norm:
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
-    elif wants_norm:
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, config.optimizer.clip_norm, norm)
     optimizer.step()
+    telemetry.lap("optimizer")
     return losses, norm
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from blip.batch import Batch
 from blip.config import Training, load_config
-from blip.objectives import Losses, Position
+from blip.objectives import Losses, Objective, Position
 
 PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
 
 
-class Toy(nn.Module):
+class Toy(Objective):
     """A classifier with dropout, a buffer that moves, a shared weight and a frozen one."""
 
     ring: Tensor
@@ -51,6 +51,9 @@ class ToyLoader:
             images = torch.randn(4, 3, 2, 2, generator=generator)
             ids = torch.randint(0, 3, (4,), generator=generator)
             yield Batch(images, ids[:, None], ids[:, None], ids)
+
+    def keys_of(self, step: int) -> list[str]:
+        return [f"image-{step}-{row}" for row in range(4)]
 
 
 @pytest.fixture
