@@ -36,6 +36,7 @@ def test_curve_is_the_recorded_one(curve: list[Point]) -> None:
 def test_stopped_and_resumed_it_is_the_same_to_the_bit(
     data: list[Path], curve: list[Point], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also the step whose arithmetic is counted, another one in the resumed run, has the same bits."""
     iterate = PairLoader.iterate
 
     def stopped(self: PairLoader, start: int, stop: int) -> Any:

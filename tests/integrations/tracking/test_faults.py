@@ -119,7 +119,8 @@ def test_a_server_down_from_the_start_and_then_slow_holds_nothing_up_and_gets_al
     quiet_mlflow()
     from mlflow import MlflowClient
 
-    # Measured: 0.006 s for all words of a stage and 3.0 s of patience at its end, both times; the bounds are for a busy machine.
+    # Measured: 0.006 s for all words of a stage and 3.0 s of patience at its end, both times; the
+    # bounds are for a busy machine.
     spent, leaving = run("down")
     assert spent < 2.0
     assert leaving < 20.0
