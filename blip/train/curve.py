@@ -51,15 +51,19 @@ class Curve:
     Args:
         tracker: Told every point.
         keys_of: Gives the keys of the images of a step, counted from 0, to name a broken one's.
+        scaled: The loss is scaled, and a step whose gradient overflows is skipped: no fault.
 
     Attributes:
         points: What `curves.csv` will hold.
     """
 
-    def __init__(self, tracker: Tracker, keys_of: Callable[[int], list[str]]) -> None:
+    def __init__(
+        self, tracker: Tracker, keys_of: Callable[[int], list[str]], *, scaled: bool
+    ) -> None:
         self.points: list[Point] = []
         self._tracker = tracker
         self._keys_of = keys_of
+        self._checked = ("loss",) if scaled else ("loss", "grad_norm")
         self._pending: list[dict[str, Any]] = []  # of tensors, or of floats once settled
         self._warned = False
 
@@ -114,7 +118,7 @@ class Curve:
                 values = torch.stack([row[name].float() for name in names]).tolist()
                 row.update(zip(names, values, strict=True))
         for i, row in enumerate(self._pending, step - len(self._pending) + 1):
-            broken = [n for n in ("loss", "grad_norm") if not math.isfinite(row[n])]
+            broken = [name for name in self._checked if not math.isfinite(row[name])]
             if broken:
                 raise BlipError(self._describe(i, broken, row))
 

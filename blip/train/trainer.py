@@ -82,7 +82,7 @@ def fit(
     total = total_steps(config, loader.steps_per_epoch)
     optimizer = build_optimizer(objective, config.optimizer)
     checkpoints = Checkpoints(run_dir / "checkpoints", identity, about=read_manifest(run_dir))
-    curve = Curve(tracker, lambda step: loader.keys_of(step))
+    curve = Curve(tracker, lambda step: loader.keys_of(step), scaled=False)
     start = 0
     if restored := checkpoints.restore(objective, optimizer):
         start, progress = restored

@@ -18,7 +18,7 @@ def keys_of(step: int) -> list[str]:
 def test_stuck_itm_is_said_once(points: Any, caplog: pytest.LogCaptureFixture) -> None:
     def run(losses: list[float], log_every: int = 10) -> int:
         caplog.clear()
-        curve = Curve(points, keys_of)
+        curve = Curve(points, keys_of, scaled=False)
         with caplog.at_level(logging.WARNING, "blip"):
             for step, loss in enumerate(losses, 1):
                 value = torch.tensor(loss)
@@ -43,7 +43,7 @@ def test_stuck_itm_is_said_once(points: Any, caplog: pytest.LogCaptureFixture) -
 def test_the_first_step_that_is_not_finite_is_named_with_its_images(
     points: Any, broken: float
 ) -> None:
-    curve = Curve(points, keys_of)
+    curve = Curve(points, keys_of, scaled=False)
     good = torch.tensor(2.0)
     for step in range(1, 9):
         loss = torch.tensor(broken) if step >= 6 else good
@@ -58,9 +58,18 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_images(
 
 
 def test_gauges_are_told_and_kept_out_of_the_table(points: Any) -> None:
-    curve = Curve(points, keys_of)
+    curve = Curve(points, keys_of, scaled=False)
     curve.add(torch.tensor(1.0), {"lm": torch.tensor(1.0)}, torch.tensor(3.0))
     point = curve.close(1, 1e-3, {"perf/step_seconds": 0.5})
     assert point == {"step": 1, "loss": 1.0, "loss_lm": 1.0, "lr": 1e-3, "grad_norm": 3.0}
     assert points.told[0][1]["perf/step_seconds"] == 0.5
     assert points.told[0][1]["optim/grad_norm"] == 3.0
+
+
+def test_a_gradient_that_overflows_is_no_fault_where_the_loss_is_scaled(points: Any) -> None:
+    curve = Curve(points, keys_of, scaled=True)
+    curve.add(torch.tensor(1.0), {}, torch.tensor(math.inf))
+    curve.close(1, 1e-3, {})
+    curve.add(torch.tensor(math.nan), {}, torch.tensor(1.0))
+    with pytest.raises(BlipError, match="step 2: the loss is not finite"):
+        curve.settle(2)
