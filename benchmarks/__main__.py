@@ -11,10 +11,11 @@ import typer
 
 from benchmarks import table
 from benchmarks.inputs import find_size
-from benchmarks.measure import Case, Comparison, compare, matrix_rate, peak_in_process
+from benchmarks.measure import Case, Comparison, compare, peak_in_process
 from benchmarks.paths import PATHS, Builder, build_bf16, build_retrieval
 from blip.errors import BlipError, ConfigError
 from blip.models.device import prepare_device
+from blip.train.flops import matrix_rate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

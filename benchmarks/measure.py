@@ -13,13 +13,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from blip.errors import BlipError
-from blip.models.linear import countable, linear
+from blip.train.flops import flop_counter
 
 Outcome = Mapping[str, Tensor]
-Shape = tuple[int, ...]
 
 MIB = 2**20
 
@@ -127,7 +125,7 @@ def compare(case: Case, repeats: int) -> Comparison:
     outcomes: dict[str, Outcome] = {}
     flops = {}
     for name, way in case.ways.items():
-        with _flop_counter() as counter:
+        with flop_counter() as counter:
             outcomes[name] = (way.check or way.run)()
         flops[name] = counter.get_total_flops()
     ours, *others = outcomes
@@ -153,18 +151,6 @@ def timed(run: Callable[[], object]) -> float:
     run()
     _settle()
     return time.perf_counter() - began
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the best rate of matrix products here, in FLOP/s, by whichever library is faster."""
-    side = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-
-    def fastest(product: Callable[[Tensor, Tensor], Tensor]) -> float:
-        product(left, right)
-        return min(timed(lambda: product(left, right)) for _ in range(5))
-
-    return 2 * side**3 / min(fastest(torch.matmul), fastest(linear))
 
 
 def peak_in_process(build: Callable[[Sequence[str]], Case], way: str) -> int | None:
@@ -236,24 +222,6 @@ def _differ(case: Case, ours: Outcome, theirs: Outcome, other: str) -> float:
             )
         worst = max(worst, found)
     return worst
-
-
-def _flop_counter() -> FlopCounterMode:
-    # Attention on the CPU is an operator of its own, which the counter does not know.
-    def forward(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
-        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-    def backward(
-        grad: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object
-    ) -> int:
-        return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
-
-    operators = torch.ops.aten
-    attention = {
-        operators._scaled_dot_product_flash_attention_for_cpu: forward,
-        operators._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-    return FlopCounterMode(display=False, custom_mapping={**attention, **countable()})
 
 
 def _settle() -> None:

@@ -2,7 +2,8 @@
 
 A stage's *key* is the digest of its verb, its part of the configuration and the content of its inputs. What a killed
 run needs to go on (checkpoints, finished shards, the journal) lives in `runs/<verb>-<key>/`; the output directory
-carries `stage.json`, which says what made it, and nothing that differs between two equal runs.
+carries `stage.json`, which says what made it, and nothing that differs between two equal runs. What does (the
+commit, the machine) is in `manifest.json` beside the journal, and travels with checkpoints and to MLflow.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from blip.files import (
     digest_path,
     lock,
     read_json,
+    write_text,
 )
 from blip.files import write_json as write_json_file
 from blip.tracker import Journal, NullTracker, Status, Tracker
@@ -31,6 +33,21 @@ from blip.tracker import Journal, NullTracker, Status, Tracker
 log = logging.getLogger(__name__)
 
 RECORD = "stage.json"
+MANIFEST = "manifest.json"
+CHANGES = "changes.diff"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a run comes from, for its manifest.
+
+    Attributes:
+        facts: Commit, locked packages, machine, ..., as JSON.
+        changes: The difference of the sources from the commit, as git writes it.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    changes: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Job:
         config: Its part of the configuration, as plain JSON.
         runs: The folder that holds the working state of unfinished stages.
         experiment: The experiment's name and digest, for tracking only.
-        tags: Where the code came from, for tracking only.
+        provenance: Where the code came from and what it runs on, for the manifest only.
     """
 
     verb: str
@@ -53,7 +70,7 @@ class Job:
     config: Mapping[str, Any]
     runs: Path = Path("runs")
     experiment: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @property
     def name(self) -> str:
@@ -142,12 +159,15 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
             key=key,
             experiment=job.experiment,
             params=job.config,
-            tags=job.tags,
             inputs={
                 r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)]
                 for r, ds in inputs.items()
             },
+            manifest=_write_manifest(job, key, inputs, run_dir),
         )
+        for name in (MANIFEST, CHANGES):
+            if (run_dir / name).exists():
+                journal.artifact(run_dir / name)
         status: Status = "KILLED"
         output = None
         try:
@@ -199,6 +219,37 @@ def run_together(
             out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             stage = Stage(job, "", out, run_dir, NullTracker()) if run_dir else None
         yield stage
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any] | None:
+    """Read what a run says of itself; None where it is not that of a stage."""
+    path = run_dir / MANIFEST
+    return dict(read_json(path)) if path.exists() else None
+
+
+def _write_manifest(
+    job: Job, key: str, inputs: Mapping[str, list[str]], run_dir: Path
+) -> dict[str, Any]:
+    """Write what joins a run to all that decided it; a resumed run's is that of its last start."""
+    manifest = {
+        **job.provenance.facts,
+        "stage": job.name,
+        "key": key,
+        "experiment": job.experiment,
+        "config": digest_json(job.config),
+        "seed": job.config.get("seed"),
+        "output": str(job.out),
+        "inputs": {
+            role: {str(p): d for p, d in zip(job.inputs[role], digests, strict=True)}
+            for role, digests in inputs.items()
+        },
+    }
+    if job.provenance.changes:
+        write_text(run_dir / CHANGES, job.provenance.changes)
+    else:
+        (run_dir / CHANGES).unlink(missing_ok=True)
+    write_json_file(run_dir / MANIFEST, manifest)
+    return manifest
 
 
 def _forget(run_dir: Path) -> None:

@@ -36,7 +36,7 @@ class NullTracker:
 class Journal:
     """An append-only file of events, one JSON object a line, each written at once.
 
-    Events: `start` (stage, name, key, experiment, params, tags, datasets), `metrics` (step, values), `artifact`
+    Events: `start` (stage, name, key, experiment, params, inputs, manifest), `metrics` (step, values), `artifact`
     (path, folder), `end` (status, output). Every event carries `time` in seconds since the epoch. A stage that is
     killed and resumed appends to the same journal; a point that is written twice carries the same step.
     """

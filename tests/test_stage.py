@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from blip.errors import BlipError, DataError
-from blip.stage import RECORD, Job, input_digest, run_stage, stage_key
+from blip.files import digest_json, read_json
+from blip.stage import (
+    CHANGES,
+    MANIFEST,
+    RECORD,
+    Job,
+    Provenance,
+    input_digest,
+    read_manifest,
+    run_stage,
+    stage_key,
+)
 from blip.tracker import read_journal
 
 
@@ -39,7 +50,9 @@ def events(folder: Path) -> list[tuple[str, str | None]]:
 def test_second_call_does_nothing(tmp_path: Path) -> None:
     assert run(job(tmp_path))
     assert not run(job(tmp_path))
-    assert events(tmp_path) == [("start", None), ("metrics", None), ("end", "FINISHED")]
+    told = ["start", "artifact", "metrics", "end"]
+    assert [event for event, _ in events(tmp_path)] == told
+    assert events(tmp_path)[-1] == ("end", "FINISHED")
 
 
 def test_changed_config_or_input_makes_it_anew(tmp_path: Path) -> None:
@@ -134,3 +147,29 @@ def test_same_work_for_another_output_waits_its_turn(tmp_path: Path) -> None:
         (stage.out / "result").write_text("first")
     assert other.wait(30) == 0
     assert (tmp_path / "other" / "result").read_text() == "second"
+
+
+def test_manifest_says_where_a_run_comes_from_and_leaves_the_output_alone(tmp_path: Path) -> None:
+    changed = Provenance({"code": {"commit": "abc", "changes": "d1"}}, "a line more\n")
+    with run_stage(job(tmp_path, provenance=changed, config={"seed": 7})) as stage:
+        assert stage is not None
+        (stage.out / "result").write_text("one")
+        manifest = read_manifest(stage.run_dir)
+    run_dir = next((tmp_path / "runs").glob("toy-*"))
+    assert manifest == read_json(run_dir / MANIFEST)
+    assert manifest["code"] == {"commit": "abc", "changes": "d1"}
+    assert (manifest["seed"], manifest["config"]) == (7, digest_json({"seed": 7}))
+    assert manifest["inputs"] == {"data": {str(tmp_path / "in"): input_digest(tmp_path / "in")}}
+    assert (run_dir / CHANGES).read_text() == "a line more\n"
+    journal, _ = read_journal(run_dir / "journal.jsonl")
+    assert journal[0]["manifest"] == manifest
+    artifacts = [Path(event["path"]).name for event in journal if event["event"] == "artifact"]
+    assert artifacts == [MANIFEST, CHANGES]
+
+    before = input_digest(tmp_path / "out")
+    other = Provenance({"code": {"commit": "def", "changes": None}})
+    with run_stage(job(tmp_path, provenance=other, config={"seed": 7}), force=True) as stage:
+        assert stage is not None
+        (stage.out / "result").write_text("one")
+    assert input_digest(tmp_path / "out") == before
+    assert not (run_dir / CHANGES).exists()

@@ -73,7 +73,7 @@ def train(task: Parts, **changes: Any) -> dict[str, Tensor]:
     torch.manual_seed(distributed.rank())
     norms = []
     for step in range(STEPS):
-        taken = stepper.step(draw(step), Position(step, 10), 1e-3, wants_norm=True)
+        taken = stepper.step(draw(step), Position(step, 10), 1e-3, stepper.telemetry())
         assert taken.norm is not None
         norms.append(taken.norm)
     if stepper.average:

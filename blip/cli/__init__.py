@@ -49,6 +49,7 @@ for verb in (
     experiment.study,
     experiment.report,
     experiment.lineage,
+    experiment.manifest,
     experiment.track,
     experiment.ui,
 ):

@@ -172,6 +172,17 @@ def lineage(
         typer.echo(to_json(answer) if as_json else format_tree(answer))
 
 
+def manifest(
+    path: Annotated[
+        Path, typer.Argument(help="A run's folder below runs/, a checkpoint, or a stage's output.")
+    ],
+) -> None:
+    """Print what a run came from: commit and changes, packages, data, config, seed, machine, MLflow, DVC."""
+    from blip.integrations.manifest import load_manifest
+
+    typer.echo(json.dumps(load_manifest(path), indent=2, sort_keys=True))
+
+
 def track() -> None:
     """Carry what the journals under runs/ still hold to MLflow, e.g. after its server was away."""
     from blip.errors import IntegrationError

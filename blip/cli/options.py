@@ -67,11 +67,12 @@ def stage(
     Where it can run `together`, the processes that torchrun started are one stage. Yields None where the output is
     there already.
     """
-    from blip.integrations.tracking import provenance
+    from blip.integrations.manifest import provenance
     from blip.stage import Job, experiment_name, run_together
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
-    job = Job(verb, out, roles, section, experiment=experiment_name(config), tags=provenance())
+    origin = provenance([path for paths in roles.values() for path in paths])
+    job = Job(verb, out, roles, section, experiment=experiment_name(config), provenance=origin)
     alone = _stage(job, config, metrics, force)
     with run_together(job, alone) if together else alone as running:
         yield running

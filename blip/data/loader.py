@@ -78,6 +78,11 @@ class PairLoader:
         """Number of global batches of an epoch."""
         return self._order.steps_per_epoch
 
+    def keys_of(self, step: int) -> list[str]:
+        """Give the keys of the images that this process sees at a step, one a pair."""
+        pairs = self._order.of(step)[1]
+        return [self._images.key(self._shards[pair], self._rows[pair]) for pair in pairs]
+
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """Give the batches of the steps from `start` to `stop`, prepared ahead by the workers.
 

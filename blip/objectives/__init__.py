@@ -54,3 +54,12 @@ class Objective(nn.Module):
         itself is called, and may be part of two stacks.
         """
         return [module for module in self.modules() if isinstance(module, VisionBlock)]
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell, at a logging step, what follows from the place in the run alone.
+
+        Args:
+            step: Steps done before this one.
+            batch_size: Pairs of a step, of all processes.
+        """
+        return {}

@@ -132,6 +132,35 @@ def ramped_alpha(settings: config.Contrast, position: Position) -> float:
     return settings.alpha * (min(1.0, position.step / ramp_steps) if ramp_steps else 1.0)
 
 
+def queue_age(step: int, batch_size: int, size: int) -> dict[str, float]:
+    """Tell how old the queue's features are when a step begins.
+
+    A feature's age is the number of steps since it was computed: the newest are 1 step old. What the
+    queue held before the run (noise, another run's features) has no age and only lowers
+    `queue_filled`.
+
+    Args:
+        step: Steps done before this one.
+        batch_size: Pairs of a step, of all processes: so many features join the queue.
+        size: Places of the queue.
+
+    Returns:
+        `queue_filled`, the share of places with features of this run; `queue_age_mean` and
+        `queue_age_max` of these in steps, once there are any.
+    """
+    filled = min(size, step * batch_size)
+    if not filled:
+        return {"queue_filled": 0.0}
+    whole, rest = divmod(filled, batch_size)
+    total = batch_size * whole * (whole + 1) // 2 + rest * (whole + 1)
+    oldest = whole + (rest > 0)
+    return {
+        "queue_filled": filled / size,
+        "queue_age_mean": total / filled,
+        "queue_age_max": float(oldest),
+    }
+
+
 def _mean_cosines(cosines: Tensor) -> tuple[Tensor, Tensor]:
     """Give the mean of the diagonal and of all the rest of (B, C)."""
     positive = cosines.diagonal()

@@ -8,7 +8,7 @@ from blip import config, distributed
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.models.blip import Blip, Parts
 from blip.objectives import Losses, Objective, Position
-from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives.contrast import Contrasted, MomentumContrast, queue_age
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
 from blip.objectives.lm import count_tokens, lm_loss, text_losses
 
@@ -141,6 +141,10 @@ class RetrievalObjective(Objective):
     def begin_step(self) -> None:
         """Clamp the temperature and move the twin."""
         self.contrast.begin_step(self.model)
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell how old the queue is."""
+        return queue_age(step, batch_size, self.settings.queue_size)
 
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:

@@ -8,7 +8,7 @@ from blip.batch import Batch
 from blip.models.blip import Blip
 from blip.models.med import Memory
 from blip.objectives import Losses, Objective, Position
-from blip.objectives.contrast import Contrasted, MomentumContrast
+from blip.objectives.contrast import Contrasted, MomentumContrast, queue_age
 from blip.objectives.itm import Negatives, draw_negatives, itm_loss, negative_weights
 from blip.objectives.lm import count_tokens, lm_loss
 
@@ -66,6 +66,10 @@ class PretrainObjective(Objective):
     def count_tokens(self, batch: Batch) -> Tensor:
         """Count the tokens that the decoder learns."""
         return count_tokens(batch.attention_mask)
+
+    def gauges(self, step: int, batch_size: int) -> dict[str, float]:
+        """Tell how old the queue is."""
+        return queue_age(step, batch_size, self.settings.queue_size)
 
     @torch.no_grad()
     def _draw(self, contrasted: Contrasted, batch: Batch, position: Position) -> Negatives:

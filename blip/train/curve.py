@@ -4,8 +4,7 @@ import csv
 import io
 import logging
 import math
-import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,82 +40,77 @@ STUCK_ITM = math.log(3) - math.log(2) * 2 / 3
 STUCK_WITHIN = 0.03
 STUCK_STEPS = 300
 
+NAMED_KEYS = 16  # of the images of a broken step
+
 
 class Curve:
     """Points of a run, each the mean over the steps since the one before.
 
     Values stay on their device until a point is due, so that no step waits for one.
 
+    Args:
+        tracker: Told every point.
+        keys_of: Gives the keys of the images of a step, counted from 0, to name a broken one's.
+        scaled: The loss is scaled, and a step whose gradient overflows is skipped: no fault.
+
     Attributes:
         points: What `curves.csv` will hold.
     """
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(
+        self, tracker: Tracker, keys_of: Callable[[int], list[str]], *, scaled: bool
+    ) -> None:
         self.points: list[Point] = []
         self._tracker = tracker
+        self._keys_of = keys_of
+        self._checked = ("loss",) if scaled else ("loss", "grad_norm")
         self._pending: list[dict[str, Any]] = []  # of tensors, or of floats once settled
-        self._seconds: list[tuple[float, float]] = []
         self._warned = False
 
-    def add(
-        self, loss: Tensor, metrics: Mapping[str, Tensor], seconds: float, waited: float
-    ) -> None:
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor], grad_norm: Tensor) -> None:
         """Take in a step.
 
         Args:
             loss: What was minimised, a scalar.
             metrics: Scalars by name.
-            seconds: The step's duration.
-            waited: The part of it that was spent waiting for data.
+            grad_norm: Norm of its gradient before clipping. Where it is finite, and the weights
+                were, they still are.
         """
         named = {f"loss_{n}" if n in LOSSES else n: value for n, value in metrics.items()}
-        self._pending.append({"loss": loss.detach(), **named})
-        self._seconds.append((seconds, waited))
+        self._pending.append({"loss": loss.detach(), **named, "grad_norm": grad_norm})
 
-    def close(
-        self, step: int, lr: float, grad_norm: float, batch_size: int, on_host: bool
-    ) -> Point:
+    def close(self, step: int, lr: float, gauges: Mapping[str, float]) -> Point:
         """Make a point of the steps since the last one and tell the tracker.
+
+        Losses and gauges are the means over processes.
 
         Args:
             step: Steps done.
             lr: Learning rate of the last one.
-            grad_norm: Norm of its gradient before clipping.
-            batch_size: Pairs of a step.
-            on_host: Whether the device is the host, so that a step's duration is its own.
+            gauges: What else to tell, under its whole name.
 
         Raises:
-            BlipError: A loss is not finite; its step is named.
+            BlipError: A loss or gradient is not finite; its step is named.
         """
         self.settle(step)
         rows = self._pending
-        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        means = dict(zip(means, distributed.mean(list(means.values())), strict=True))
+        grad_norm = rows[-1]["grad_norm"]
+        names = [name for name in rows[0] if name != "grad_norm"]
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in names}
+        told = {**{f"train/{name}": value for name, value in means.items()}, **gauges}
+        told = dict(zip(told, distributed.mean(list(told.values())), strict=True))
+        means = {name: told[f"train/{name}"] for name in names}
         self.points.append({"step": step, **means, "lr": lr, "grad_norm": grad_norm})
-        # A median is deaf to the step that happened to save a checkpoint. A device runs behind its
-        # host, whose every single duration says nothing, but their sum up to a settling does.
-        middle = statistics.median if on_host else statistics.fmean
-        seconds, waited = (middle(column) for column in zip(*self._seconds, strict=True))
-        self._tracker.metrics(
-            {
-                **{f"train/{name}": value for name, value in means.items()},
-                "optim/lr": lr,
-                "optim/grad_norm": grad_norm,
-                "perf/images_per_second": batch_size / seconds,
-                "perf/step_seconds": seconds,
-                "perf/data_seconds": waited,
-            },
-            step,
-        )
-        self._pending, self._seconds = [], []
+        self._tracker.metrics({**told, "optim/lr": lr, "optim/grad_norm": grad_norm}, step)
+        self._pending = []
         self._warn_if_stuck()
         return self.points[-1]
 
     def settle(self, step: int) -> None:
-        """Bring what is pending to the host, and check it.
+        """Bring what is pending to the host, and check it: call it before a checkpoint is saved.
 
         Raises:
-            BlipError: A loss is not finite; its step is named.
+            BlipError: A loss or gradient is not finite; the step, the values and images are named.
         """
         for row in self._pending:
             names = [name for name, value in row.items() if isinstance(value, Tensor)]
@@ -124,19 +118,27 @@ class Curve:
                 values = torch.stack([row[name].float() for name in names]).tolist()
                 row.update(zip(names, values, strict=True))
         for i, row in enumerate(self._pending, step - len(self._pending) + 1):
-            if not math.isfinite(row["loss"]):
-                parts = ", ".join(f"{name} {value:g}" for name, value in row.items())
-                raise BlipError(
-                    f"step {i}: the loss is not finite ({parts}): lower optimizer.lr, set "
-                    "optimizer.clip_norm, or look for broken pairs; the last checkpoint is whole"
-                )
+            broken = [name for name in self._checked if not math.isfinite(row[name])]
+            if broken:
+                raise BlipError(self._describe(i, broken, row))
+
+    def _describe(self, step: int, broken: list[str], row: Mapping[str, float]) -> str:
+        what = {"loss": "the loss", "grad_norm": "the gradient"}[broken[0]]
+        parts = ", ".join(f"{name} {value:g}" for name, value in row.items())
+        keys = self._keys_of(step - 1)
+        more = f" and {len(keys) - NAMED_KEYS} more" if len(keys) > NAMED_KEYS else ""
+        return (
+            f"step {step}: {what} is not finite ({parts}); its images are "
+            f"{', '.join(keys[:NAMED_KEYS])}{more}: lower optimizer.lr, set optimizer.clip_norm, "
+            "or look for broken pairs; the last checkpoint is whole"
+        )
 
     def state(self) -> dict[str, Any]:
         """Give what a checkpoint keeps; call `settle` first."""
         return {"points": self.points, "pending": self._pending}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept; how long the pending steps took is lost."""
+        """Go on from what a checkpoint kept."""
         self.points, self._pending = state["points"], state["pending"]
 
     def _warn_if_stuck(self) -> None:

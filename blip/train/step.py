@@ -13,6 +13,7 @@ from blip.errors import ConfigError
 from blip.objectives import Losses, Objective, Position
 from blip.train.average import WeightAverage
 from blip.train.optim import build_optimizer, set_learning_rate
+from blip.train.telemetry import Telemetry
 
 AnyBatch = Batch | QuestionBatch | StatementBatch
 
@@ -26,12 +27,12 @@ class Taken:
     Attributes:
         loss: What was minimised, a detached scalar.
         metrics: Detached scalars by name.
-        norm: Of the gradient of all processes before clipping, where it was wanted.
+        norm: Of the gradient of all processes before clipping.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
-    norm: Tensor | None
+    norm: Tensor
 
 
 class Stepper:
@@ -70,7 +71,7 @@ class Stepper:
         if config.ema_decay is not None:
             self.average = WeightAverage(objective, config.ema_decay)
 
-    def step(self, batch: AnyBatch, position: Position, rate: float, wants_norm: bool) -> Taken:
+    def step(self, batch: AnyBatch, position: Position, rate: float, telemetry: Telemetry) -> Taken:
         """Do one step on this process's part of a batch."""
         set_learning_rate(self.optimizer, rate)
         self.objective.begin_step()
@@ -83,15 +84,26 @@ class Stepper:
             distributed.average_gradients(self._wrapped, now=number == len(pieces) - 1)
             with self.autocast():
                 losses: Losses = self._wrapped(piece, position)
+            telemetry.lap("forward")
             self.scaler.scale(_weighted(losses, weights, number)).backward()  # type: ignore[no-untyped-call]
+            telemetry.lap("backward")
             outcomes.append({"loss": losses.total.detach(), **losses.metrics})
-        norm = self._clip(wants_norm)
+        norm = self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
             self.average.update(position.step)
+        telemetry.lap("optimizer")
         metrics = _mean(outcomes, [len(piece) for piece in pieces])
         return Taken(metrics.pop("loss"), metrics, norm)
+
+    def telemetry(self) -> Telemetry:
+        """Give a stopwatch; arithmetic is counted where that cannot change what is computed."""
+        watched = not self._config.compile and (
+            self._config.sharding == "ddp" or distributed.world_size() == 1
+        )
+        dtype = AUTOCAST[self._config.precision] or torch.float32
+        return Telemetry(self._parameters[0].device, dtype, counts_flops=watched)
 
     def autocast(self) -> torch.autocast:
         """Give the context of forward passes."""
@@ -113,10 +125,8 @@ class Stepper:
         whole = distributed.total(counts.sum(dim=0)).clamp(min=1)
         return counts * distributed.world_size() / whole
 
-    def _clip(self, wants_norm: bool) -> Tensor | None:
+    def _clip(self) -> Tensor:
         limit = self._config.optimizer.clip_norm
-        if not (limit or wants_norm):
-            return None
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = distributed.total_norm(gradients)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -20,6 +19,7 @@ from blip.config import Training
 from blip.files import alone_in
 from blip.objectives import Objective, Position
 from blip.progress import Progress
+from blip.stage import read_manifest
 from blip.tracker import Tracker
 from blip.train.checkpoint import Checkpoints
 from blip.train.curve import Curve, Point
@@ -34,6 +34,7 @@ from blip.train.state import (
     random_states,
 )
 from blip.train.step import AnyBatch, Stepper
+from blip.train.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class Loader(Protocol):
 
     def iterate(self, start: int, stop: int) -> Iterator[AnyBatch]:
         """Give the batches of the steps from `start` to `stop`."""
+
+    def keys_of(self, step: int) -> list[str]:
+        """Give the keys of the images that this process sees at a step."""
 
 
 def fit(
@@ -90,12 +94,12 @@ def fit(
         The curve: a point every `log_every` steps and at the end.
 
     Raises:
-        BlipError: Another process trains in `run_dir`, a loss is not finite, a shard was changed,
-            the disk is full, ...
+        BlipError: Another process trains in `run_dir`, a loss or gradient is not finite, a shard
+            was changed, the disk is full, ...
     """
     first = distributed.rank() == 0
     with alone_in(run_dir, "another training") if first else contextlib.nullcontext():
-        run = _Run(objective, config, tracker, run_dir, identity, evaluate)
+        run = _Run(objective, loader, config, tracker, run_dir, identity, evaluate)
         run.restore()
         bar = Progress(name, total_steps(config, loader.steps_per_epoch), done=run.step)
         with run.checkpoints:
@@ -110,6 +114,7 @@ class _Run:
     def __init__(
         self,
         objective: Objective,
+        loader: Loader,
         config: Training,
         tracker: Tracker,
         run_dir: Path,
@@ -120,13 +125,16 @@ class _Run:
         self.stepper = Stepper(objective, config)
         if distributed.rank():  # the weights are those of the first process, chance is not
             torch.manual_seed(torch.initial_seed() + distributed.rank())
-        self.curve = Curve(tracker)
+        # As a call: what a run asks of a loader only when it breaks.
+        self.curve = Curve(
+            tracker, lambda step: loader.keys_of(step), scaled=config.precision == "fp16"
+        )
         self.step = 0
         self._tracker = tracker
         self._evaluate = evaluate
         self._held_out = config.held_out if evaluate else None
         self._best = Best(self._held_out) if self._held_out else None
-        about = {"training": config.model_dump()}
+        about = {**(read_manifest(run_dir) or {}), "training": config.model_dump()}
         self.checkpoints = Checkpoints(
             run_dir / "checkpoints", identity, config.keep_checkpoints, about
         )
@@ -193,6 +201,14 @@ class _Run:
                 self._best.since,
             )
 
+    def close(self, rate: float, telemetry: Telemetry) -> Point:
+        """Make a point of the curve, with what training costs."""
+        size = self.config.batch_size
+        costs = {f"perf/{name}": value for name, value in telemetry.take(size).items()}
+        known = self.stepper.objective.gauges(self.step - 1, size)
+        gauges = {**costs, **{f"train/{name}": value for name, value in known.items()}}
+        return self.curve.close(self.step, rate, gauges)
+
     def finish(self) -> None:
         """Leave the objective with the weights to be used."""
         if self._best and self._best.step is not None:
@@ -227,34 +243,33 @@ class _Run:
 def _loop(run: _Run, loader: Loader, bar: Progress) -> None:
     """Take the steps that are left."""
     config, total, first = run.config, bar.total, run.step
-    on_host = next(run.stepper.objective.parameters()).device.type == "cpu"
+    telemetry = run.stepper.telemetry()
     note = ""
     with _finish_step_on_signal() as received:
-        began = time.perf_counter()
         batches = loader.iterate(run.step, run.step if run.ended else total)
         for step, batch in enumerate(batches, run.step):
-            waited = time.perf_counter() - began
+            telemetry.lap("data")
             stops = distributed.ask(lambda: bool(received))
             run.step = done = step + 1
-            logs = done % config.log_every == 0 or done == total
             rate = learning_rate(config.optimizer, step, loader.steps_per_epoch, total)
             position = Position(step, loader.steps_per_epoch)
-            wants_norm = logs or run.evaluates(done)
-            taken = run.stepper.step(batch, position, rate, wants_norm)
-            run.curve.add(taken.loss, taken.metrics, time.perf_counter() - began, waited)
+            with telemetry.step():
+                taken = run.stepper.step(batch, position, rate, telemetry)
+            run.curve.add(taken.loss, taken.metrics, taken.norm)
+            telemetry.lap("logging")
             if run.evaluates(done):
                 run.evaluate(position)
-            if logs or run.ended:
-                assert taken.norm is not None
-                norm = taken.norm.item()
-                point = run.curve.close(done, rate, norm, config.batch_size, on_host)
-                note = f"loss {point['loss']:.3f}"
+                telemetry.lap("evaluation")
+            if done % config.log_every == 0 or done == total or run.ended:
+                note = f"loss {run.close(rate, telemetry)['loss']:.3f}"
+                telemetry.lap("logging")
             stopped = stops()
             if step == first:
                 run.prepare_to_save()
             due = done % config.checkpoint_every == 0 or run.improved
             if stopped or run.ended or due or done == total:
                 run.save()
+                telemetry.lap("checkpoint")
             if distributed.rank() == 0:
                 bar.advance(note=note)
             if stopped:
@@ -262,7 +277,6 @@ def _loop(run: _Run, loader: Loader, bar: Progress) -> None:
                 _leave(received[0] if received else signal.SIGTERM, done)
             if run.ended:
                 break
-            began = time.perf_counter()
 
 
 def total_steps(config: Training, steps_per_epoch: int) -> int:

@@ -84,6 +84,16 @@ def test_ingest_reports_and_does_nothing_twice(project: Project) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in (project.path / "datasets").rglob("*")}
 
 
+def test_manifest_of_an_output(project: Project) -> None:
+    project.run("ingest human --out datasets/human")
+    manifest = json.loads(project.run("manifest datasets/human"))
+    assert manifest["stage"] == "ingest-human"
+    assert manifest["output"] == "datasets/human"
+    assert manifest["inputs"].keys() == {"source"}
+    assert manifest["machine"]["python"]
+    assert "name a folder below runs/" in project.run("manifest datasets", code=2)
+
+
 def test_lineage_of_an_ingested_image(project: Project) -> None:
     project.run("ingest human --out datasets/human")
     tree = project.run("lineage human-000003.png")

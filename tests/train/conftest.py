@@ -52,6 +52,9 @@ class ToyLoader:
             ids = torch.randint(0, 3, (4,), generator=generator)
             yield Batch(images, ids[:, None], ids[:, None], ids)
 
+    def keys_of(self, step: int) -> list[str]:
+        return [f"image-{step}-{row}" for row in range(4)]
+
 
 @pytest.fixture
 def toy() -> tuple[Toy, ToyLoader]:

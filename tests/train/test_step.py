@@ -90,7 +90,7 @@ def test_pieces_of_a_batch_are_the_batch(training: Build, task: Parts, pieces: i
     for accumulate in (1, pieces):
         objective = build(task)
         stepper = Stepper(objective, training(accumulate=accumulate))
-        taken = stepper.step(batch, POSITION, 1e-4, wants_norm=True)
+        taken = stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
         assert taken.norm is not None
         outcomes.append({"norm": taken.norm, **gradients(objective)})
     assert worst(outcomes[1], outcomes[0]) < 2e-6  # measured: 5e-7
@@ -103,7 +103,8 @@ def test_pieces_are_contrasted_apart(training: Build) -> None:
     assert isinstance(plain, PretrainObjective)
     assert isinstance(objective, PretrainObjective)
     torch.manual_seed(1)
-    Stepper(objective, training(accumulate=2)).step(batch, POSITION, 1e-4, wants_norm=False)
+    stepper = Stepper(objective, training(accumulate=2))
+    stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
     torch.manual_seed(1)
     plain.begin_step()
     tokens = plain.count_tokens(batch)
@@ -146,7 +147,7 @@ def test_sixteen_bits_step_nearly_alike(training: Build, precision: str) -> None
     norms = []
     for each in ("fp32", precision):
         stepper = Stepper(build("captioning"), training(precision=each))
-        taken = stepper.step(batch, POSITION, 1e-4, wants_norm=True)
+        taken = stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
         assert taken.norm is not None
         norms.append(float(taken.norm))
         assert (stepper.scaler.get_scale() > 1) == (each == "fp16")
@@ -161,7 +162,7 @@ def test_an_overflow_is_skipped_and_the_scale_halved(toy: Any, training: Build) 
     stepper.scaler.scale(torch.zeros(()))  # begins it
     stepper.scaler.update(2.0**127)
     scale = stepper.scaler.get_scale()
-    stepper.step(batch, Position(0, 7), 1e-3, wants_norm=True)
+    stepper.step(batch, Position(0, 7), 1e-3, stepper.telemetry())
     assert all(map(torch.equal, objective.parameters(), before))
     assert stepper.scaler.get_scale() == scale / 2
 
@@ -199,7 +200,8 @@ def test_recomputed_layers_have_the_same_gradients(training: Build, task: Parts)
         settings = training(checkpoint_text=layers)
         place(objective, settings, torch.device("cpu"))
         torch.manual_seed(1)
-        Stepper(objective, settings).step(batch, POSITION, 1e-4, wants_norm=False)
+        stepper = Stepper(objective, settings)
+        stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
         outcomes.append(gradients(objective))
     assert worst(outcomes[1], outcomes[0]) < 1e-6  # measured: 0
     assert worst(outcomes[2], outcomes[0]) < 1e-6
@@ -238,6 +240,6 @@ def test_compiled_encoders_give_the_same_losses(training: Build) -> None:
         place(objective, settings, torch.device("cpu"))
         stepper = Stepper(objective, settings)
         batch = draw("captioning", 4)
-        steps = [stepper.step(batch, POSITION, 1e-4, wants_norm=False) for _ in range(3)]
+        steps = [stepper.step(batch, POSITION, 1e-4, stepper.telemetry()) for _ in range(3)]
         outcomes.append([float(taken.loss) for taken in steps])
     assert outcomes[1] == pytest.approx(outcomes[0], abs=1e-5)  # measured: 5e-7

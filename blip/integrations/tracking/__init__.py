@@ -131,23 +131,3 @@ def start_follower(runs: Path, settings: TrackingSettings) -> Follower:
 def log_file(runs: Path) -> Path:
     """Give the file that followers write their words to."""
     return runs / "tracking.log"
-
-
-def provenance() -> dict[str, str]:
-    """Give the tags that say which code runs here: the git commit, and whether it was changed."""
-    git = ["git", "-c", "core.fsmonitor=false"]
-    commit = subprocess.run(
-        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if commit.returncode:
-        return {}
-    status = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return {
-        "mlflow.source.git.commit": commit.stdout.strip(),
-        "blip.dirty": str(bool(status.stdout.strip())).lower(),
-    }

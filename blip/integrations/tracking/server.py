@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blip.errors import DataError, IntegrationError
-from blip.files import read_json
+from blip.files import digest_json, read_json
 from blip.integrations.tracking.settings import TrackingSettings, quiet_mlflow
 
 _POINTS, _PARAMS = 1000, 100  # in one request: MLflow's limits
@@ -90,10 +90,14 @@ class MlflowServer:
         with self._asking():
             return self._find_run({"blip.kind": "stage", "blip.key": key}, order="DESC")
 
-    def reopen_run(self, run_id: str) -> None:
-        """Say that a run goes on."""
+    def reopen_run(self, run_id: str, start: Mapping[str, Any]) -> None:
+        """Say that a run goes on, by which start of its stage."""
+        from mlflow.entities import RunTag
+
         with self._asking(run_id):
             self._client.update_run(run_id, status="RUNNING")
+            tags = manifest_tags(start.get("manifest", {}))
+            self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
 
     def end_run(self, run_id: str, status: str, time: float, output: str | None = None) -> None:
         """Say how a run ended, when (seconds since the epoch), with which digest of its output."""
@@ -152,7 +156,11 @@ class MlflowServer:
         return found[0].info.run_id if found else None
 
     def _create_run(self, name: str, start: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        tags = {**start.get("tags", {}), **tags, "mlflow.source.name": f"blip {start['stage']}"}
+        tags = {
+            **manifest_tags(start.get("manifest", {})),
+            **tags,
+            "mlflow.source.name": f"blip {start['stage']}",
+        }
         run = self._client.create_run(self._experiment_id, int(start["time"] * 1000), tags, name)
         return str(run.info.run_id)
 
@@ -232,6 +240,20 @@ def mlflow_errors(settings: TrackingSettings) -> Iterator[None]:
             f"MLflow at {settings.shown_uri} is away or refuses: {reason}: "
             "start it, or name another in mlflow.yaml or MLFLOW_TRACKING_URI"
         ) from error
+
+
+def manifest_tags(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Give what of a manifest runs are searched by; all of it is an artifact of the run."""
+    code, lock = manifest.get("code") or {}, manifest.get("lock")
+    tags = {
+        "mlflow.source.git.commit": code.get("commit"),
+        "blip.dirty": str(bool(code["changes"])).lower() if code else None,
+        "blip.changes": code.get("changes"),
+        "blip.lock": lock,
+        "blip.config": manifest.get("config"),
+        "blip.manifest": digest_json(manifest) if manifest else None,
+    }
+    return {name: value for name, value in tags.items() if value}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

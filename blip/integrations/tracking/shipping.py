@@ -175,7 +175,7 @@ class _Shipment:
             )
             shipped.experiment_open = True
         if shipped.run_id and shipped.status != "FINISHED":
-            self.server.reopen_run(shipped.run_id)
+            self.server.reopen_run(shipped.run_id, event)
         else:
             shipped.run_id = self.server.open_stage(event, shipped.experiment_run_id)
         shipped.status = "RUNNING"

@@ -1,7 +1,13 @@
 """A real MLflow store for each test, copied from one whose tables were made once."""
 
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +92,46 @@ def unused_address() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def wait_until(true: Callable[[], object], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.1)
+
+
+class Server:
+    """A tracking server in a process of its own, on a port that stays the same."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        port = self.address.rpartition(":")[2]
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", port]
+        command += ["--backend-store-uri", f"sqlite:///{Path.cwd()}/mlflow.db"]
+        command += ["--artifacts-destination", str(Path.cwd() / "served")]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment.pop("MLFLOW_TRACKING_URI")
+        with Path("server.log").open("ab") as words:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=words, stderr=words, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(
+    settings: TrackingSettings, unused_address: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
+    server = Server(unused_address)
+    yield server
+    server.kill()

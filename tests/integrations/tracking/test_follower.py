@@ -1,12 +1,9 @@
 """A real follower beside real stages: killed, resumed, left behind, with a server that dies."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from blip.integrations.tracking.settings import TrackingSettings, load_settings,
 from blip.integrations.tracking.shipping import pending
 from blip.stage import Job, run_stage
 
-from .conftest import begin, curve, runs_of
+from .conftest import Server, begin, curve, runs_of, wait_until
 
 RUNS = Path("runs")
 
@@ -34,13 +31,6 @@ with tracked(job, {"seed": 7}), run_stage(job) as stage:
         time.sleep(0.05)
     (stage.out / "done").touch()
 """
-
-
-def wait_until(true: Callable[[], object], seconds: float = 300.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.1)
 
 
 def run_status(client: Any) -> list[str]:
@@ -133,42 +123,6 @@ def test_a_server_that_is_away_costs_the_stage_no_more_than_its_patience(
     assert (Path("datasets/web/stage.json")).exists()
     assert len(pending(RUNS, load_settings())) == 1
     wait_until(lambda: "1 stages wait" in log_file(RUNS).read_text())
-
-
-class Server:
-    """A tracking server in a process of its own, on a port that stays the same."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        port = self.address.rpartition(":")[2]
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", port]
-        command += ["--backend-store-uri", f"sqlite:///{Path.cwd()}/mlflow.db"]
-        command += ["--artifacts-destination", str(Path.cwd() / "served")]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        environment.pop("MLFLOW_TRACKING_URI")
-        with Path("server.log").open("ab") as words:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=words, stderr=words, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def server(
-    settings: TrackingSettings, unused_address: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Server]:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address)
-    server = Server(unused_address)
-    yield server
-    server.kill()
 
 
 @pytest.mark.slow

@@ -23,11 +23,12 @@ from .conftest import begin, curve, resume, runs_of
 
 RUNS = Path("runs")
 STAGE = RUNS / "pretrain-k1"
+MANIFEST = {"code": {"commit": "abc123", "changes": "d1"}, "lock": "l1"}
 
 
 def test_a_stage_arrives_whole(settings: TrackingSettings, client: Any) -> None:
     describe_experiment(RUNS, "demo-1a2b3c4d", {"seed": 7, "capfilt": {"threshold": 0.5}})
-    journal = begin(STAGE, tags={"mlflow.source.git.commit": "abc123"})
+    journal = begin(STAGE, manifest=MANIFEST)
     for step in range(3):
         journal.metrics({"train/loss": 1.0 / (step + 1), "optim/lr": 0.1}, step)
     journal.metrics({"results/web/retrieval/tr_r1": 25.0})
@@ -52,6 +53,10 @@ def test_a_stage_arrives_whole(settings: TrackingSettings, client: Any) -> None:
     assert run.data.tags["blip.stage"] == "pretrain"
     assert run.data.tags["blip.key"] == "pretrain-k1"
     assert run.data.tags["mlflow.source.git.commit"] == "abc123"
+    assert run.data.tags["blip.dirty"] == "true"
+    assert run.data.tags["blip.changes"] == "d1"
+    assert run.data.tags["blip.lock"] == "l1"
+    assert run.data.tags["blip.manifest"] == digest_json(MANIFEST)
 
     [experiment] = runs_of(client, "experiment")
     assert run.data.tags["mlflow.parentRunId"] == experiment.info.run_id
@@ -97,10 +102,11 @@ def test_a_resumed_stage_continues_its_run(
         journal.end(ending)
     ship(RUNS, settings)
     assert runs_of(client)[0].info.status == (ending or "RUNNING")
-    journal = begin(STAGE)
+    journal = begin(STAGE, manifest=MANIFEST)
     journal.metrics({"train/loss": 2.0}, 1)
     ship(RUNS, settings)
     assert runs_of(client)[0].info.status == "RUNNING"
+    assert runs_of(client)[0].data.tags["mlflow.source.git.commit"] == "abc123"
     journal.end("FINISHED")
     ship(RUNS, settings)
     [run] = runs_of(client)
