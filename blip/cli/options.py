@@ -1,7 +1,7 @@
 """What the verbs share: their options, the configuration, and how a stage is run from a shell."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 
+Inputs = Mapping[str, Sequence[Path | str]]
+"""What a stage reads, by role: files, folders, and URLs of dataset versions."""
+
 Params = Annotated[Path, typer.Option("--params", help="The experiment: a complete YAML file.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: a.b=value. May be repeated.")
@@ -22,6 +25,9 @@ Out = Annotated[
 ]
 Data = Annotated[
     list[Path], typer.Option("--data", help="Dataset version to read. May be repeated.")
+]
+Versions = Annotated[
+    list[str], typer.Option("--data", help="Dataset version, a folder or URL. May be repeated.")
 ]
 OneDataset = Annotated[Path, typer.Option("--data", help="Dataset version to read.")]
 ModelDir = Annotated[Path, typer.Option("--model", help="Model directory to start from.")]
@@ -48,7 +54,7 @@ def sections(section: Any, *names: str) -> dict[str, Any]:
 def stage(
     verb: str,
     out: Path,
-    inputs: Mapping[str, list[Path]],
+    inputs: Inputs,
     section: Mapping[str, Any],
     config: "Config",
     metrics: Path | None = None,

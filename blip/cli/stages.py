@@ -9,12 +9,14 @@ from blip.cli.options import (
     PARAMS,
     Data,
     Force,
+    Inputs,
     Metrics,
     ModelDir,
     OneDataset,
     Out,
     Params,
     Sets,
+    Versions,
     read_config,
     sections,
     stage,
@@ -99,24 +101,26 @@ def validate(
 
 
 def tokenizer(
-    data: Data,
+    data: Versions,
     out: Out,
     params: Params = PARAMS,
     sets: Sets = None,
     force: Force = False,
 ) -> None:
     """Train the WordPiece vocabulary on the captions, or take the named one."""
+    from blip.remote import parse_place
     from blip.train.run import build_tokenizer
 
     config = read_config(params, sets)
+    versions = [parse_place(version) for version in data]
     section = {**config.tokenizer.model_dump(mode="json"), "max_words": config.pretrain.max_words}
-    with stage("tokenizer", out, {"data": data}, section, config, None, force) as running:
+    with stage("tokenizer", out, {"data": versions}, section, config, None, force) as running:
         if running:
-            build_tokenizer(config, data, running.out)
+            build_tokenizer(config, versions, running.out)
 
 
 def pretrain(
-    data: Data,
+    data: Versions,
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Directory with vocab.txt.")],
     out: Out,
     params: Params = PARAMS,
@@ -126,15 +130,17 @@ def pretrain(
 ) -> None:
     """Pre-train BLIP with ITC, ITM and LM; a killed run goes on from its last checkpoint."""
     from blip.models.pretrained import find_weights
+    from blip.remote import parse_place
     from blip.train.run import pretrain
 
     config = read_config(params, sets)
+    versions = [parse_place(version) for version in data]
     weights = {key: [path] for key, path in find_weights(config.model).items()}
-    inputs = {"data": data, "tokenizer": [tokenizer], **weights}
+    inputs: Inputs = {"data": versions, "tokenizer": [tokenizer], **weights}
     section = sections(config, "seed", "threads", "model", "pretrain")
     with stage("pretrain", out, inputs, section, config, metrics, force) as running:
         if running:
-            pretrain(config, data, tokenizer, running.out, running.run_dir, running.journal)
+            pretrain(config, versions, tokenizer, running.out, running.run_dir, running.journal)
 
 
 def finetune(
@@ -144,10 +150,10 @@ def finetune(
     ],
     model: ModelDir,
     data: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             "--data",
-            help="Dataset version; for vqa and nlvr an annotation file. May be repeated.",
+            help="Dataset version, a folder or URL; for vqa and nlvr an annotation file. May be repeated.",
         ),
     ],
     out: Out,
@@ -165,11 +171,13 @@ def finetune(
 ) -> None:
     """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter."""
     from blip.errors import ConfigError
+    from blip.remote import parse_place
     from blip.train.annotated import finetune_annotated
     from blip.train.run import finetune
 
     config = read_config(params, sets)
-    inputs = {"model": [model], "data": data}
+    versions = [parse_place(version) for version in data]
+    inputs: Inputs = {"model": [model], "data": versions}
     section = {"task": task, **sections(config, "seed", "threads")}
     section[task] = sections(config.finetune, task)[task]
     if photos and task in ("captioning", "retrieval"):
@@ -182,9 +190,10 @@ def finetune(
         if running:
             places = running.out, running.run_dir, running.journal
             if task == "captioning" or task == "retrieval":
-                finetune(config, task, model, data, *places)
+                finetune(config, task, model, versions, *places)
             else:
-                finetune_annotated(config, task, model, data, folders, *places)
+                files = [Path(file) for file in data]
+                finetune_annotated(config, task, model, files, folders, *places)
 
 
 def caption_stage(

@@ -16,7 +16,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -208,9 +208,15 @@ def _fault(config: Ingest, text: str) -> str | None:
 def _write_shards(
     accepted: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
 ) -> Iterator[Shard]:
-    for first in accepted:
-        images = itertools.chain([first], itertools.islice(accepted, shard_size - 1))
-        yield _write_shard(images, source, out, truths)
+    """Write the shards, each of one collection."""
+    for collection, images in itertools.groupby(accepted, lambda image: image.record.collection):
+        for first in images:
+            some = _up_to(shard_size, first, images)
+            yield replace(_write_shard(some, source, out, truths), collection=collection)
+
+
+def _up_to(count: int, first: _Accepted, others: Iterator[_Accepted]) -> Iterator[_Accepted]:
+    return itertools.chain([first], itertools.islice(others, count - 1))
 
 
 def _write_shard(
@@ -254,6 +260,7 @@ def _write_shard(
         captions_digest=write_table(captions_path, pa.Table.from_pylist(captions, CAPTIONS)),
         num_images=len(records),
         num_captions=len(captions),
+        texts={source.origin: len(captions)},
     )
 
 

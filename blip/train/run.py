@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from blip.config import Config, Training
+from blip.config import Config, PairTraining, Training
 from blip.data.dataset import open_dataset
 from blip.data.loader import PairLoader
 from blip.data.text import (
@@ -33,12 +33,12 @@ from blip.train.trainer import Loader, fit
 log = logging.getLogger(__name__)
 
 
-def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
+def build_tokenizer(config: Config, data: Sequence[Path | str], out: Path) -> None:
     """Write `vocab.txt`: learnt from the captions of dataset versions, or the configured one.
 
     Args:
         config: The experiment; its `tokenizer` and `pretrain.max_words`, as captions are cut.
-        data: Dataset versions.
+        data: Dataset versions, folders or URLs.
         out: The folder.
 
     Raises:
@@ -56,7 +56,12 @@ def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
 
 
 def pretrain(
-    config: Config, data: list[Path], tokenizer: Path, out: Path, run_dir: Path, tracker: Tracker
+    config: Config,
+    data: Sequence[Path | str],
+    tokenizer: Path,
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
 ) -> None:
     """Pre-train a model with ITC, ITM and LM (BLIP.md 2), from a ViT and a BERT or from scratch.
 
@@ -95,7 +100,7 @@ def finetune(
     config: Config,
     task: Literal["captioning", "retrieval"],
     model: Path,
-    data: list[Path],
+    data: Sequence[Path | str],
     out: Path,
     run_dir: Path,
     tracker: Tracker,
@@ -108,7 +113,7 @@ def finetune(
         config: The experiment; its `seed`, `threads` and `finetune.<task>`.
         task: Which one.
         model: Folder of the model to start from, with its `vocab.txt`.
-        data: Dataset versions.
+        data: Dataset versions, folders or URLs.
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
@@ -119,7 +124,7 @@ def finetune(
     device = prepare(config)
     text = Tokenizer(model / VOCABULARY)
     datasets = [open_dataset(path) for path in data]
-    training: Training
+    training: PairTraining
     objective: nn.Module
     prompt = ""
     match task:
