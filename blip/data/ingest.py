@@ -208,15 +208,17 @@ def _fault(config: Ingest, text: str) -> str | None:
 def _write_shards(
     accepted: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
 ) -> Iterator[Shard]:
-    """Write the shards, each of one collection."""
     for collection, images in itertools.groupby(accepted, lambda image: image.record.collection):
-        for first in images:
-            some = _up_to(shard_size, first, images)
-            yield replace(_write_shard(some, source, out, truths), collection=collection)
+        for shard in _write_collection(images, shard_size, source, out, truths):
+            yield replace(shard, collection=collection)
 
 
-def _up_to(count: int, first: _Accepted, others: Iterator[_Accepted]) -> Iterator[_Accepted]:
-    return itertools.chain([first], itertools.islice(others, count - 1))
+def _write_collection(
+    images: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
+) -> Iterator[Shard]:
+    for first in images:
+        some = itertools.chain([first], itertools.islice(images, shard_size - 1))
+        yield _write_shard(some, source, out, truths)
 
 
 def _write_shard(

@@ -157,27 +157,21 @@ class PairOrder:
         """Give window and index within it of each example that this process takes."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first, last = position * self._batch_size, (position + 1) * self._batch_size
-        found = []
+        mine = range(first + distributed.rank(), last, distributed.world_size())
         with self._lock:  # the workers ask at once
-            starts = self._epoch(epoch).starts
-            for index in range(first + distributed.rank(), last, distributed.world_size()):
-                number = int(np.searchsorted(starts, index, side="right")) - 1
-                found.append((self._window(epoch, number), index - int(starts[number])))
-        return found
+            return [self._find(epoch, index) for index in mine]
 
     def after(self, window: Window, stop: int) -> tuple[int, ...]:
         """Give the shards of the window that follows, if a step before `stop` reads it."""
-        epoch, number = window.epoch, window.number + 1
         with self._lock:
-            starts = self._epoch(epoch).starts
-            end = self.steps_per_epoch * self._batch_size
-            if number >= len(starts) - 1 or starts[number] >= end:
-                epoch, number = epoch + 1, 0
-                starts = self._epoch(epoch).starts
-            step = epoch * self.steps_per_epoch + int(starts[number]) // self._batch_size
-            if step >= stop:
+            epoch = window.epoch
+            index = int(self._epoch(epoch).starts[window.number + 1])
+            if index >= self.steps_per_epoch * self._batch_size:
+                epoch, index = epoch + 1, 0
+            if epoch * self.steps_per_epoch + index // self._batch_size >= stop:
                 return ()
-            return tuple(self._epoch(epoch).shards[self._part(number)].tolist())
+            following, _ = self._find(epoch, index)
+            return following.shards
 
     def examples(
         self, epoch: int, shard: int, origins: NDArray[np.int8]
@@ -200,6 +194,12 @@ class PairOrder:
         rounds = [np.flatnonzero(times > seen) for seen in range(int(times.max(initial=0)))]
         texts = np.concatenate(rounds or [np.empty(0, np.int64)])
         return texts, np.repeat(np.arange(len(rounds)), [len(found) for found in rounds])
+
+    def _find(self, epoch: int, index: int) -> tuple[Window, int]:
+        """Give window and index within it of what an epoch sees as `index`-th."""
+        starts = self._epoch(epoch).starts
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        return self._window(epoch, number), index - int(starts[number])
 
     def _lay_out(self, epoch: int) -> _Epoch:
         shards = np.flatnonzero(epoch % self._splits == self._turns)

@@ -38,6 +38,7 @@ class TaskLoader(Generic[B]):
         read: Gives the tensors of a batch, images first and still uint8, for an epoch and the
             numbers of its examples.
         batch: What the tensors make.
+        name: Gives the photos of an example.
         num_workers: Threads that prepare batches ahead.
         device: Where the batches go.
     """
@@ -47,10 +48,11 @@ class TaskLoader(Generic[B]):
         order: EpochOrder,
         read: Callable[[int, list[int]], tuple[Tensor, ...]],
         batch: type[B],
+        name: Callable[[int], Sequence[Path]],
         num_workers: int,
         device: torch.device,
     ) -> None:
-        self._order, self._read = order, read
+        self._order, self._read, self._name = order, read, name
         self._batch: type[B] = batch
         self._num_workers, self._device = num_workers, device
 
@@ -63,6 +65,11 @@ class TaskLoader(Generic[B]):
     def steps_per_epoch(self) -> int:
         """Number of global batches of an epoch."""
         return self._order.steps_per_epoch
+
+    def keys_of(self, step: int) -> list[str]:
+        """Give the photos that this process sees at a step."""
+        _, numbers = self._order.of(step)
+        return [str(photo) for number in numbers for photo in self._name(number)]
 
     def iterate(self, start: int, stop: int) -> Iterator[B]:
         """Give the batches of the steps from `start` to `stop`, prepared ahead by the workers.
@@ -128,7 +135,11 @@ def question_loader(
                 f"question {question.question_id} has no answer, as in a test set: train on others"
             )
     order = EpochOrder(len(questions), training.batch_size, seed, "--data", "questions")
-    return TaskLoader(order, read, QuestionBatch, training.num_workers, device)
+
+    def name(number: int) -> Sequence[Path]:
+        return [photos[number]]
+
+    return TaskLoader(order, read, QuestionBatch, name, training.num_workers, device)
 
 
 def statement_loader(
@@ -160,7 +171,11 @@ def statement_loader(
         return (torch.stack(images), *tokenizer.encode(texts, training.max_tokens), labels)
 
     order = EpochOrder(len(statements), training.batch_size, seed, "--data", "statements")
-    return TaskLoader(order, read, StatementBatch, training.num_workers, device)
+
+    def name(number: int) -> Sequence[Path]:
+        return [folder / image for image in statements[number].images]
+
+    return TaskLoader(order, read, StatementBatch, name, training.num_workers, device)
 
 
 def _folder(folders: Mapping[str, Path], collection: str) -> Path:
