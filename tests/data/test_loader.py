@@ -3,6 +3,7 @@
 import hashlib
 import io
 import re
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from blip import distributed
+from blip import distributed, remote
 from blip.batch import Batch
 from blip.config import FinetuneCaptioning, OriginWeights, load_config
 from blip.data.dataset import (
@@ -409,3 +410,88 @@ def test_image_batches_give_every_image_once_in_order(tmp_path: Path) -> None:
     assert [images.shape for _, images in batches] == [(7, 3, 16, 16), (5, 3, 16, 16)]
     assert [key for keys, _ in batches for key in keys] == data.records()["key"].to_pylist()
     assert len({key for keys, _ in batches for key in keys}) == 12
+
+
+@pytest.fixture
+def remote_data(tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """A dataset version of 8 shards in `s3://bucket/web`, also in `tmp_path / "web"`."""
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    write_dataset(tmp_path / "web", range(40), captions=2)
+    shutil.copytree(tmp_path / "web", bucket / "web")
+    return open_dataset("s3://bucket/web")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bucket_gives_the_batches_of_the_disk(
+    tmp_path: Path, tokenizer: Tokenizer, remote_data: Dataset, num_workers: int
+) -> None:
+    config = training({"shuffle_shards": 2}, num_workers=num_workers)
+    here = PairLoader([open_dataset(tmp_path / "web")], tokenizer, config, seed=2)
+    there = PairLoader([remote_data], tokenizer, config, seed=2)
+    assert remote_data.digest == open_dataset(tmp_path / "web").digest
+    assert all(map(equal, here.iterate(3, 25), there.iterate(3, 25)))
+    copies = list((tmp_path / "copies").glob("*.tar"))
+    assert 5 < len(copies) <= 8
+    for keys, _ in image_batches(remote_data, 16, 40):
+        assert keys == open_dataset(tmp_path / "web").records()["key"].to_pylist()
+
+
+def test_copies_of_shards_are_bounded(
+    tmp_path: Path, tokenizer: Tokenizer, remote_data: Dataset
+) -> None:
+    size = max(path.stat().st_size for path in (tmp_path / "web").rglob("*.*"))
+    config = training({"shuffle_shards": 1, "cache_gb": 6 * size / 1e9}, num_workers=2)
+    loader = PairLoader([remote_data], tokenizer, config, seed=2)
+    here = PairLoader([open_dataset(tmp_path / "web")], tokenizer, config, seed=2)
+    for batch, same in zip(loader.iterate(0, 60), here.iterate(0, 60), strict=True):
+        assert equal(batch, same)
+        copies = [p for p in (tmp_path / "copies").iterdir() if p.suffix in (".tar", ".parquet")]
+        assert len([p for p in copies if p.suffix == ".tar"]) <= 6
+    tight = training({"shuffle_shards": 1, "cache_gb": 0.5 * size / 1e9})
+    shutil.rmtree(tmp_path / "copies")
+    with pytest.raises(DataError, match=r"needed at once, more than pairs.cache_gb .*lower pairs"):
+        list(PairLoader([remote_data], tokenizer, tight, seed=2).iterate(0, 60))
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "tampered"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_faulty_shard_in_a_bucket_is_named(
+    tokenizer: Tokenizer, bucket: Path, remote_data: Dataset, fault: str, num_workers: int
+) -> None:
+    tar = bucket / "web/images/10.tar"
+    content = tar.read_bytes()
+    match fault:
+        case "missing":
+            tar.unlink()
+        case "truncated":
+            tar.write_bytes(content[:1000])
+        case "tampered":
+            tar.write_bytes(content[:700] + b"x" + content[701:])
+    why = "is not there" if fault == "missing" else "its digest is not the manifest's"
+    config = training({"shuffle_shards": 2}, num_workers=num_workers)
+    loader = PairLoader([remote_data], tokenizer, config, seed=2)
+    with pytest.raises(
+        DataError, match=rf"image [0-9a-f]{{64}}: s3://bucket/web/images/10.tar: .*{why}"
+    ):
+        list(loader.iterate(0, 40))
+    tar.write_bytes(content)
+    assert len(list(loader.iterate(0, 40))) == 40  # mended, the same loader goes on
+
+
+def test_truncated_table_in_a_bucket_is_named(
+    tokenizer: Tokenizer, bucket: Path, remote_data: Dataset
+) -> None:
+    table = bucket / "web/captions/10.parquet"
+    table.write_bytes(table.read_bytes()[:300])
+    shards = tuple(replace(shard, texts={"human": 10}) for shard in remote_data.shards)
+    loader = PairLoader([replace(remote_data, shards=shards)], tokenizer, training(), seed=2)
+    with pytest.raises(DataError, match=r"s3://bucket/web/captions/10.parquet: .*its digest"):
+        list(loader.iterate(0, 20))
+
+
+def test_no_dataset_behind_the_url(bucket: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://bucket/none/manifest.json: is not there"):
+        open_dataset("s3://bucket/none")
+    (bucket / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"s3://bucket/manifest.json: is not JSON"):
+        open_dataset("s3://bucket")
