@@ -18,7 +18,7 @@ from blip.models.device import prepare_device
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-AGAINST = "plain,transformers,torchvision,fp32,eager"
+AGAINST = "plain,transformers,webdataset,torchvision,fp32,eager"
 
 
 @app.command()
