@@ -230,14 +230,13 @@ class Pairs(Section):
     """How the pairs of dataset versions are read.
 
     The shards of an epoch are read in a random order, `shuffle_shards` at a time, the pairs of these mixed; as many
-    again are fetched ahead. Shards behind a URL are kept on disk up to `cache_gb` (10^9 bytes). `epoch_splits` spreads
-    a collection over several epochs: with `{laion: 5}` each sees another fifth of its shards (BLIP.md 2.4). A dataset
-    version is a collection of its name, and so is each file of a folder of annotations. Up to `max_bad_records` images
-    that cannot be decoded are passed over by each process.
+    again are fetched ahead. `epoch_splits` spreads a collection over several epochs: with `{laion: 5}` each sees
+    another fifth of its shards (BLIP.md 2.4). A dataset version is a collection of its name; in one made from a folder
+    of annotations, each file of the folder is. Up to `max_bad_records` images that cannot be decoded are passed over by
+    each process.
     """
 
     shuffle_shards: Positive
-    cache_gb: Annotated[float, Field(gt=0)]
     origin_weights: OriginWeights
     epoch_splits: dict[str, Annotated[int, Field(gt=0, le=100)]]
     max_bad_records: Count

@@ -77,7 +77,7 @@ class PairLoader:
         self._order = PairOrder(counts, parts, pairs, batch_size, seed, names)
         # Pairs are numbered through all shards; the augmentation of each hangs on its number.
         self._first = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
-        self._shelf = Shelf(shards, self._order, int(pairs.cache_gb * 1e9))
+        self._shelf = Shelf(shards, self._order)
         self._decoded = _Decoded(CACHE_BYTES if len(shards) <= pairs.shuffle_shards else 0)
         self._bad = _BadRecords(pairs.max_bad_records)
 

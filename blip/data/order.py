@@ -5,6 +5,7 @@ what a step sees.
 """
 
 import functools
+import logging
 import math
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from blip import distributed
 from blip.config import Pairs
 from blip.errors import DataError
+
+log = logging.getLogger(__name__)
 
 ORIGINS = ("web", "human", "synthetic")
 
@@ -240,6 +243,9 @@ def _deal(
     collections: Sequence[str], epoch_splits: dict[str, int], where: str
 ) -> tuple[Integers, Integers]:
     """Give each shard's number of splits, and which of them it is in: shards are dealt in turn."""
+    if strange := sorted(epoch_splits.keys() - set(collections)):
+        known = ", ".join(sorted(set(collections)))
+        log.warning("epoch_splits: %s: there is no %s among %s", where, strange[0], known)
     splits = np.array([epoch_splits.get(name, 1) for name in collections], np.int64)
     turns = np.zeros_like(splits)
     for name in {name for name in collections if name in epoch_splits}:

@@ -140,11 +140,10 @@ class Shelf:
     Args:
         shards: All shards.
         order: In which they are read.
-        cache_bytes: What local copies of shards behind a URL may take.
     """
 
-    def __init__(self, shards: Sequence[Shard], order: PairOrder, cache_bytes: int) -> None:
-        self._shards, self._order, self._room = shards, order, Room(cache_bytes)
+    def __init__(self, shards: Sequence[Shard], order: PairOrder) -> None:
+        self._shards, self._order, self._room = shards, order, Room()
         self._open: dict[int, Future[OpenShard]] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None

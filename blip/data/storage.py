@@ -7,12 +7,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from blip import remote
-from blip.errors import DataError
+from blip.errors import ConfigError, DataError
 from blip.files import digest_file, lock
 
-FOLDER = "BLIP_SHARD_CACHE"
-"""Environment variable: where copies are kept, by default `runs/shards`; on a node with several
-processes they share it."""
+FOLDER, LIMIT = "BLIP_SHARD_CACHE", "BLIP_SHARD_CACHE_GB"
+"""Environment variables: where copies are kept, by default `runs/shards`, which the processes of a node
+share; and how many (10^9 bytes), by default 200."""
 
 
 def place(digest: str, suffix: str) -> Path:
@@ -70,15 +70,19 @@ def _is_whole(path: Path, digest: str) -> bool:
 class Room:
     """The disk space of the copies.
 
-    Args:
-        limit: In bytes.
-
     Attributes:
         needed: Paths that are not removed.
+
+    Raises:
+        ConfigError: BLIP_SHARD_CACHE_GB is no number.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
+        limit = os.environ.get(LIMIT, "200")
+        try:
+            self._limit = int(float(limit) * 1e9)
+        except ValueError:
+            raise ConfigError(f"{LIMIT}={limit}: must be a number of 10^9 bytes") from None
         self._lock = threading.Lock()
         self.needed: Collection[Path] = frozenset()
 
@@ -105,5 +109,5 @@ class Room:
             if used + size > self._limit:
                 raise DataError(
                     f"{folder}: {used + size} bytes of image shards are needed at once, more than "
-                    f"pairs.cache_gb {self._limit / 1e9:g}: raise it, or lower pairs.shuffle_shards"
+                    f"{LIMIT} {self._limit / 1e9:g}: raise it, or lower pairs.shuffle_shards"
                 )

@@ -437,20 +437,21 @@ def test_a_bucket_gives_the_batches_of_the_disk(
 
 
 def test_copies_of_shards_are_bounded(
-    tmp_path: Path, tokenizer: Tokenizer, remote_data: Dataset
+    tmp_path: Path, tokenizer: Tokenizer, remote_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = max(path.stat().st_size for path in (tmp_path / "web").rglob("*.*"))
-    config = training({"shuffle_shards": 1, "cache_gb": 6 * size / 1e9}, num_workers=2)
+    config = training({"shuffle_shards": 1}, num_workers=2)
+    monkeypatch.setenv("BLIP_SHARD_CACHE_GB", str(6 * size / 1e9))
     loader = PairLoader([remote_data], tokenizer, config, seed=2)
     here = PairLoader([open_dataset(tmp_path / "web")], tokenizer, config, seed=2)
     for batch, same in zip(loader.iterate(0, 60), here.iterate(0, 60), strict=True):
         assert equal(batch, same)
         copies = [p for p in (tmp_path / "copies").iterdir() if p.suffix in (".tar", ".parquet")]
         assert len([p for p in copies if p.suffix == ".tar"]) <= 6
-    tight = training({"shuffle_shards": 1, "cache_gb": 0.5 * size / 1e9})
+    monkeypatch.setenv("BLIP_SHARD_CACHE_GB", str(0.5 * size / 1e9))
     shutil.rmtree(tmp_path / "copies")
-    with pytest.raises(DataError, match=r"needed at once, more than pairs.cache_gb .*lower pairs"):
-        list(PairLoader([remote_data], tokenizer, tight, seed=2).iterate(0, 60))
+    with pytest.raises(DataError, match=r"needed at once, more than BLIP_SHARD_CACHE_GB .*lower"):
+        list(PairLoader([remote_data], tokenizer, config, seed=2).iterate(0, 60))
 
 
 @pytest.mark.parametrize("fault", ["missing", "truncated", "tampered"])

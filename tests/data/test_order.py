@@ -18,7 +18,7 @@ Example = tuple[int, int, int]  # shard, text, how often it was seen before
 
 
 def settings(**changes: object) -> Pairs:
-    values = {"shuffle_shards": 4, "cache_gb": 1.0, "epoch_splits": {}, "max_bad_records": 0}
+    values = {"shuffle_shards": 4, "epoch_splits": {}, "max_bad_records": 0}
     weights = OriginWeights(web=1.0, human=1.0, synthetic=1.0)
     return Pairs(**{**values, "origin_weights": weights, **changes})  # type: ignore[arg-type]
 
@@ -146,6 +146,11 @@ def test_all_in_one_window_is_one_permutation() -> None:
     for step in range(6):
         places = [window.place(index) for window, index in order.of(step)]
         assert [(0, 5)[shard] + number for shard, number in places] == plain.of(step)[1]
+
+
+def test_a_split_of_nothing_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    PairOrder(np.array([[9, 0, 0]]), ["web"], settings(epoch_splits={"lion": 5}), 2, 0, "here")
+    assert "epoch_splits: here: there is no lion among web" in caplog.text
 
 
 def test_too_few_shards_for_the_splits() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from blip import remote
 from blip.data import storage
-from blip.errors import DataError
+from blip.errors import ConfigError, DataError
 from blip.files import digest_file
 from blip.remote import MissingError
 
@@ -102,8 +102,11 @@ def test_a_store_that_fails_now_and_then_is_asked_again(
     assert len(calls) == 3
 
 
-def test_copies_take_no_more_than_their_room(tmp_path: Path, copies: Path) -> None:
-    room = storage.Room(250)
+def test_copies_take_no_more_than_their_room(
+    tmp_path: Path, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(storage.LIMIT, "250e-9")
+    room = storage.Room()
     files = [put(tmp_path, name, 100) for name in "abcd"]
     paths = [storage.place(digest, ".tar") for _, digest in files]
     for number, file in enumerate(files[:2]):
@@ -116,8 +119,11 @@ def test_copies_take_no_more_than_their_room(tmp_path: Path, copies: Path) -> No
     fetch(*files[3], room)
     assert [path.exists() for path in paths] == [True, False, False, True]
     room.needed = paths
-    with pytest.raises(DataError, match=r"300 bytes of image shards are needed .*cache_gb 2.5e-07"):
+    with pytest.raises(DataError, match=r"300 bytes of image shards are needed .*CACHE_GB 2.5e-07"):
         fetch(*files[1], room)
+    monkeypatch.setenv(storage.LIMIT, "much")
+    with pytest.raises(ConfigError, match="BLIP_SHARD_CACHE_GB=much: must be a number"):
+        storage.Room()
 
 
 def test_threads_that_want_one_file_fetch_it_once(
