@@ -11,10 +11,11 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serve a folder with `rclone serve s3`, and give the address."""
+def serve(folder: Path, port: int = 0) -> Iterator[str]:
+    """Serve a folder with `rclone serve s3`, on a free port if none is named; give the address."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--config", os.devnull]
     command += ["--auth-key", "key,secret", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0"]

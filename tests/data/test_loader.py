@@ -5,18 +5,21 @@ import io
 import re
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
+from benchmarks.s3 import environment, serve
 from blip import distributed, remote
 from blip.batch import Batch
 from blip.config import FinetuneCaptioning, OriginWeights, load_config
@@ -477,6 +480,48 @@ def test_faulty_shard_in_a_bucket_is_named(
         list(loader.iterate(0, 40))
     tar.write_bytes(content)
     assert len(list(loader.iterate(0, 40))) == 40  # mended, the same loader goes on
+
+
+def test_server_that_goes_away_is_waited_for(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = fsspec.get_filesystem_class("s3")
+    monkeypatch.setattr(stores, "retries", 1)  # its own patience, beneath ours
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(remote, "PAUSE", 0.2)
+    monkeypatch.setenv("BLIP_SHARD_CACHE", str(tmp_path / "copies"))
+    here = write_dataset(tmp_path / "s3/bucket/web", range(20), captions=2)
+    config = training({"shuffle_shards": 1})
+    expected = list(PairLoader([here], tokenizer, config, seed=2).iterate(0, 10))
+    found, failures = [], []
+
+    def read(batches: Iterator[Batch]) -> None:
+        try:
+            found.extend(batches)
+        except DataError as error:
+            failures.append(str(error))
+
+    with serve(tmp_path / "s3") as address:
+        for name, value in environment(address).items():
+            monkeypatch.setenv(name, value)
+        stores.clear_instance_cache()
+        loader = PairLoader([open_dataset("s3://bucket/web")], tokenizer, config, seed=2)
+        batches = loader.iterate(0, 10)
+        found.append(next(batches))
+    reader = threading.Thread(target=read, args=(batches,))
+    reader.start()
+    time.sleep(0.5)
+    with serve(tmp_path / "s3", int(address.rpartition(":")[2])):
+        reader.join()
+    assert not failures
+    assert all(map(equal, expected, found))
+    assert len(found) == 10
+    shutil.rmtree(tmp_path / "copies")
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    read(loader.iterate(10, 20))
+    stores.clear_instance_cache()
+    assert "s3://bucket/web/" in failures[0]
+    assert "failed 5 times: Could not connect to the endpoint" in failures[0]
 
 
 def test_truncated_table_in_a_bucket_is_named(
