@@ -38,6 +38,11 @@ class _Pair(NamedTuple):
     row: int  # of the image
     number: int  # of the example; a text that is seen again has another
 
+    @property
+    def image(self) -> tuple[str, int]:
+        """What names its image: the digest of the tar, and the row."""
+        return self.shard.shard.images_digest, self.row
+
 
 class PairLoader:
     """The pairs of several dataset versions: every text that was not dropped, with its image.
@@ -101,8 +106,8 @@ class PairLoader:
         keys = []
         for window, index in self._order.of(step):
             pairs = (self._find(window, index + later) for later in range(len(window)))
-            good = (pair.shard.key(pair.row) for pair in pairs)
-            keys.append(next(key for key in good if key not in self._bad))
+            pair = next(pair for pair in pairs if pair.image not in self._bad)
+            keys.append(pair.shard.key(pair.row))
         return keys
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
@@ -140,12 +145,12 @@ class PairLoader:
         """Give a pair and its image; in place of one that cannot be decoded, the next of the window that can."""
         for later in range(len(window)):
             pair = self._find(window, index + later)
-            if pair.shard.key(pair.row) in self._bad:
+            if pair.image in self._bad:
                 continue
             try:
-                return pair, self._decoded.read(pair.shard, pair.row)
+                return pair, self._decoded.read(pair)
             except UndecodableError as error:
-                self._bad.add(pair.shard.key(pair.row), error)
+                self._bad.add(pair.image, error)
         raise DataError(f"none of the {len(window)} images of a window can be decoded")
 
     def _find(self, window: Window, index: int) -> _Pair:
@@ -174,15 +179,14 @@ class _Decoded:
         self._room = room
         self._images: dict[tuple[str, int], Tensor] = {}
 
-    def read(self, shard: OpenImages, row: int) -> Tensor:
-        """Give an image: (3, H, W) uint8, not to be written to."""
-        place = shard.shard.images_digest, row
-        if (kept := self._images.get(place)) is not None:
+    def read(self, pair: _Pair) -> Tensor:
+        """Give the image of a pair: (3, H, W) uint8, not to be written to."""
+        if (kept := self._images.get(pair.image)) is not None:
             return kept
-        image = shard.read(row)
+        image = pair.shard.read(pair.row)
         if image.nbytes <= self._room:
             self._room -= image.nbytes
-            self._images[place] = image
+            self._images[pair.image] = image
         return image
 
 
@@ -195,32 +199,32 @@ class _BadRecords:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._keys: set[str] = set()
+        self._images: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._images)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._keys
+    def __contains__(self, image: tuple[str, int]) -> bool:
+        return image in self._images
 
-    def add(self, key: str, error: UndecodableError) -> None:
+    def add(self, image: tuple[str, int], error: UndecodableError) -> None:
         """Count an image.
 
         Raises:
             DataError: There are more than the limit.
         """
         with self._lock:  # the workers meet the same image
-            if key in self._keys:
+            if image in self._images:
                 return
-            if len(self._keys) == self._most:
+            if len(self) == self._most:
                 passed = f"after {self._most} that were passed over" if self._most else ""
                 raise DataError(
                     f"{error} {passed}: take the collection in again, which leaves it out, or "
                     "raise pairs.max_bad_records"
                 )
-            self._keys.add(key)
-            log.warning("%s: passed over (%d of %d)", error, len(self._keys), self._most)
+            self._images.add(image)
+            log.warning("%s: passed over (%d of %d)", error, len(self), self._most)
 
 
 def image_batches(
