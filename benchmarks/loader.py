@@ -27,7 +27,7 @@ from blip.files import write_json
 from blip.tracker import NullTracker
 
 BATCH_SIZE, SIDE, MAX_PIXELS = 32, 224, 2**24
-SHARD_SIZE = 64
+SHARD_SIZE = 256
 SHUFFLE = 2 * SHARD_SIZE  # images that webdataset mixes: as many as two shards hold
 
 
@@ -123,7 +123,7 @@ def write_version(out: Path, count: int) -> None:
     document = inputs.preset("ingest")
     first = {**document["sources"]["web"], "format": "blip"}
     first |= {"annotations": str(source / "pairs.json"), "images": str(source)}
-    document |= {"sources": {"web": first}, "shard_size": SHARD_SIZE if count > 64 else 16}
+    document |= {"sources": {"web": first}, "shard_size": SHARD_SIZE if count > SHARD_SIZE else 16}
     out.mkdir(parents=True)
     ingest(config.Ingest.model_validate(document), "web", out, NullTracker())
     train_vocabulary(captions * 2, 200, out.parent.parent)
