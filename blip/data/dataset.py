@@ -8,7 +8,8 @@
       quarantine.jsonl              what was not taken in, and why
 
 A version that only changes captions (CapFilt) names the image shards and records of its parent by a relative path
-and writes new caption tables. The digest of the contents is the version's name.
+and writes new caption tables. The digest of the contents is the version's name. A version may lie behind a URL; its
+files are then read through local copies (`blip.data.storage`).
 """
 
 import json
