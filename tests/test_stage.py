@@ -134,3 +134,13 @@ def test_same_work_for_another_output_waits_its_turn(tmp_path: Path) -> None:
         (stage.out / "result").write_text("first")
     assert other.wait(30) == 0
     assert (tmp_path / "other" / "result").read_text() == "second"
+
+
+def test_input_behind_a_url_has_the_digest_of_its_record_or_manifest(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    with pytest.raises(DataError, match=r"manifest.json: is not there"):
+        input_digest(url)
+    (tmp_path / "manifest.json").write_text('{"digest": "named"}')
+    assert input_digest(url) == "named"
+    (tmp_path / RECORD).write_text('{"output": "recorded"}')
+    assert input_digest(url) == input_digest(tmp_path) == "recorded"
