@@ -22,10 +22,10 @@ ui: install  ## Start the MLflow UI and the Prefect UI on free loopback ports
 study: install  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
 	@$(BIN)/blip study
 
-bench: install  ## Time the hot paths against the plain way and transformers (hours on CPUs; better calm); see docs/benchmarks.md
+bench: install-dev  ## Time the hot paths against the plain way and transformers (hours on CPUs; better calm); see docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --out benchmarks/results.json --record benchmarks/RESULTS.md
 
-bench-smoke: install  ## The same at tiny size, in a minute: all results must be equal
+bench-smoke: install-dev  ## The same at tiny size, in a minute: all results must be equal
 	@$(BIN)/python -m benchmarks --size tiny --scale 0.02 --repeats 1
 
 install: $(VENV)/.runtime data/world.json  ## Create .venv with the locked set; draw the demo world's raw data

@@ -19,7 +19,7 @@ from blip.train.flops import matrix_rate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-AGAINST = "plain,transformers,torchvision,fp32,eager"
+AGAINST = "plain,transformers,webdataset,torchvision,fp32,eager"
 
 
 @app.command()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks import inputs, plain, theirs
 from benchmarks.inputs import ANSWERS, CAPTIONS, QUESTIONS, Size
+from benchmarks.loader import build_loader
 from benchmarks.measure import Case, Outcome, Way
 from blip import config
 from blip.batch import Batch
@@ -369,6 +370,8 @@ PATHS: dict[str, Builder] = {
     "pretrain16": partial(build_pretrain, 16),
     "retrieval": partial(build_retrieval, 1.0),
     "input": build_input,
+    "loader": partial(build_loader, False),
+    "loader_s3": partial(build_loader, True),
     "bf16": build_bf16,
     "bf16_captions": build_bf16_captions,
 }

@@ -255,6 +255,30 @@ class Training(Section):
         return self
 
 
+class OriginWeights(Section):
+    """How many times an epoch sees a text, on average, by who wrote it."""
+
+    web: Rate
+    human: Rate
+    synthetic: Rate
+
+
+class Pairs(Section):
+    """How the pairs of dataset versions are read.
+
+    The shards of an epoch are read in a random order, `shuffle_shards` at a time, the pairs of these mixed; as many
+    again are fetched ahead. `epoch_splits` spreads a collection over several epochs: with `{laion: 5}` each sees
+    another fifth of its shards (BLIP.md 2.4). A dataset version is a collection of its name; in one made from a folder
+    of annotations, each file of the folder is. Up to `max_bad_records` images that cannot be decoded are passed over by
+    each process.
+    """
+
+    shuffle_shards: Positive
+    origin_weights: OriginWeights
+    epoch_splits: dict[str, Annotated[int, Field(gt=0, le=100)]]
+    max_bad_records: Count
+
+
 class Contrast(Section):
     """Image-text contrast and matching: the momentum twin, the queue, soft targets (BLIP.md 2.1, 5.1).
 
@@ -274,12 +298,14 @@ class Contrast(Section):
 class Pretrain(Training):
     """Pre-training with ITC, ITM and LM (BLIP.md 2)."""
 
+    pairs: Pairs
     contrast: Contrast
 
 
 class FinetuneCaptioning(Training):
     """The captioner: LM loss with a prompt (BLIP.md 5.2)."""
 
+    pairs: Pairs
     prompt: str
     label_smoothing: Fraction
 
@@ -287,8 +313,13 @@ class FinetuneCaptioning(Training):
 class FinetuneRetrieval(Training):
     """The filter and the retrieval model: ITC and ITM with id-aware targets (BLIP.md 5.1)."""
 
+    pairs: Pairs
     contrast: Contrast
     negative_all_rank: bool
+
+
+PairTraining = Pretrain | FinetuneCaptioning | FinetuneRetrieval
+"""The stages that learn from dataset versions."""
 
 
 class FinetuneVqa(Training):

@@ -7,6 +7,7 @@ commit, the machine) is in `manifest.json` beside the journal, and travels with 
 """
 
 import contextlib
+import json
 import logging
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from blip.files import (
     write_text,
 )
 from blip.files import write_json as write_json_file
+from blip.remote import MissingError, join, read_url
 from blip.tracker import Journal, NullTracker, Status, Tracker
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class Job:
     Attributes:
         verb: The command, e.g. `pretrain`.
         out: The directory it writes.
-        inputs: Directories and files it reads, by role, e.g. `{"data": (Path("datasets/web"),)}`.
+        inputs: Directories and files it reads, by role, e.g. `{"data": (Path("datasets/web"),)}`; a dataset version
+            may be a URL.
         config: Its part of the configuration, as plain JSON.
         runs: The folder that holds the working state of unfinished stages.
         experiment: The experiment's name and digest, for tracking only.
@@ -66,7 +69,7 @@ class Job:
 
     verb: str
     out: Path
-    inputs: Mapping[str, tuple[Path, ...]]
+    inputs: Mapping[str, tuple[Path | str, ...]]
     config: Mapping[str, Any]
     runs: Path = Path("runs")
     experiment: str = ""
@@ -104,12 +107,18 @@ def experiment_name(config: Config) -> str:
     return f"{config.name}-{digest_json(dump_config(config))[:8]}"
 
 
-def input_digest(path: Path) -> str:
+def input_digest(path: Path | str) -> str:
     """Give the digest of an input: the recorded one of a stage's output, else that of its content.
+
+    Behind a URL is a dataset version; without a record, it has the digest that its manifest names it by.
 
     Raises:
         DataError: There is nothing at the path.
     """
+    if isinstance(path, str):
+        with contextlib.suppress(MissingError):
+            return str(json.loads(read_url(join(path, RECORD)))["output"])
+        return str(json.loads(read_url(join(path, "manifest.json")))["digest"])
     if not path.exists():
         raise DataError(f"{path}: does not exist: run the stage that makes it first")
     if (path / RECORD).is_file():

@@ -1,11 +1,15 @@
 """What the tests share: where the reference material lies, and a calm environment."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from benchmarks.s3 import environment, serve
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,3 +28,25 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the reference material: set BLIP_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder and the address of the S3 server that serves its folders as buckets."""
+    folder = tmp_path_factory.mktemp("s3")
+    with serve(folder) as address:
+        yield folder, address
+
+
+@pytest.fixture
+def bucket(
+    s3_server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The folder behind `s3://bucket`, of which local copies are kept in `tmp_path / "copies"`."""
+    folder, address = s3_server
+    for name, value in environment(address).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BLIP_SHARD_CACHE", str(tmp_path / "copies"))
+    (folder / "bucket").mkdir()
+    yield folder / "bucket"
+    shutil.rmtree(folder / "bucket")

@@ -173,3 +173,13 @@ def test_manifest_says_where_a_run_comes_from_and_leaves_the_output_alone(tmp_pa
         (stage.out / "result").write_text("one")
     assert input_digest(tmp_path / "out") == before
     assert not (run_dir / CHANGES).exists()
+
+
+def test_input_behind_a_url_has_the_digest_of_its_record_or_manifest(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    with pytest.raises(DataError, match=r"manifest.json: is not there"):
+        input_digest(url)
+    (tmp_path / "manifest.json").write_text('{"digest": "named"}')
+    assert input_digest(url) == "named"
+    (tmp_path / RECORD).write_text('{"output": "recorded"}')
+    assert input_digest(url) == input_digest(tmp_path) == "recorded"

@@ -9,7 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blip.data.dataset import CAPTIONS, Dataset, Shard, write_manifest, write_table
+from blip.data.dataset import (
+    CAPTIONS,
+    Dataset,
+    Shard,
+    count_texts,
+    write_manifest,
+    write_table,
+)
 from blip.errors import DataError
 from blip.files import atomic_file, digest_file, write_json
 from blip.progress import Progress
@@ -65,7 +72,13 @@ def publish(
         digest = write_table(file, table)
         captions = file.rename(file.with_name(f"{digest}.parquet"))
         shards.append(
-            replace(shard, captions=captions, captions_digest=digest, num_captions=len(table))
+            replace(
+                shard,
+                captions=captions,
+                captions_digest=digest,
+                num_captions=len(table),
+                texts=count_texts(table),
+            )
         )
         written.append(table)
     texts = pa.concat_tables([*written, CAPTIONS.empty_table()])

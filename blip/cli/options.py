@@ -1,7 +1,7 @@
 """What the verbs share: their options, the configuration, and how a stage is run from a shell."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PARAMS = Path("params.yaml")
 
+Inputs = Mapping[str, Sequence[Path | str]]
+"""What a stage reads, by role: files, folders, and URLs of dataset versions."""
+
 Params = Annotated[Path, typer.Option("--params", help="The experiment: a complete YAML file.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: a.b=value. May be repeated.")
@@ -22,6 +25,9 @@ Out = Annotated[
 ]
 Data = Annotated[
     list[Path], typer.Option("--data", help="Dataset version to read. May be repeated.")
+]
+Versions = Annotated[
+    list[str], typer.Option("--data", help="Dataset version, a folder or URL. May be repeated.")
 ]
 OneDataset = Annotated[Path, typer.Option("--data", help="Dataset version to read.")]
 ModelDir = Annotated[Path, typer.Option("--model", help="Model directory to start from.")]
@@ -55,7 +61,7 @@ def sections(section: Any, *names: str) -> dict[str, Any]:
 def stage(
     verb: str,
     out: Path,
-    inputs: Mapping[str, list[Path]],
+    inputs: Inputs,
     section: Mapping[str, Any],
     config: "Config",
     metrics: Path | None = None,
@@ -71,7 +77,8 @@ def stage(
     from blip.stage import Job, experiment_name, run_together
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
-    origin = provenance([path for paths in roles.values() for path in paths])
+    local = [path for paths in roles.values() for path in paths if isinstance(path, Path)]
+    origin = provenance(local)
     job = Job(verb, out, roles, section, experiment=experiment_name(config), provenance=origin)
     alone = _stage(job, config, metrics, force)
     with run_together(job, alone) if together else alone as running:

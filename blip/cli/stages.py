@@ -9,6 +9,7 @@ from blip.cli.options import (
     PARAMS,
     Data,
     Force,
+    Inputs,
     Metrics,
     ModelDir,
     OneDataset,
@@ -16,6 +17,7 @@ from blip.cli.options import (
     Params,
     Sets,
     Validation,
+    Versions,
     read_config,
     sections,
     stage,
@@ -100,24 +102,26 @@ def validate(
 
 
 def tokenizer(
-    data: Data,
+    data: Versions,
     out: Out,
     params: Params = PARAMS,
     sets: Sets = None,
     force: Force = False,
 ) -> None:
     """Train the WordPiece vocabulary on the captions, or take the named one."""
+    from blip.remote import parse_place
     from blip.train.run import build_tokenizer
 
     config = read_config(params, sets)
+    versions = [parse_place(version) for version in data]
     section = {**config.tokenizer.model_dump(mode="json"), "max_words": config.pretrain.max_words}
-    with stage("tokenizer", out, {"data": data}, section, config, None, force) as running:
+    with stage("tokenizer", out, {"data": versions}, section, config, None, force) as running:
         if running:
-            build_tokenizer(config, data, running.out)
+            build_tokenizer(config, versions, running.out)
 
 
 def pretrain(
-    data: Data,
+    data: Versions,
     tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Directory with vocab.txt.")],
     out: Out,
     validation: Validation = None,
@@ -131,16 +135,23 @@ def pretrain(
     On several GPUs: torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m blip pretrain ...
     """
     from blip.models.pretrained import find_weights
+    from blip.remote import parse_place
     from blip.train.run import pretrain
 
     config = read_config(params, sets)
+    versions = [parse_place(version) for version in data]
     weights = {key: [path] for key, path in find_weights(config.model).items()}
-    inputs = {"data": data, "tokenizer": [tokenizer], **weights, **held_out(validation)}
+    inputs: Inputs = {
+        "data": versions,
+        "tokenizer": [tokenizer],
+        **weights,
+        **held_out(validation),
+    }
     section = sections(config, "seed", "threads", "model", "pretrain")
     with stage("pretrain", out, inputs, section, config, metrics, force, together=True) as running:
         if running:
             places = running.out, running.run_dir, running.journal
-            pretrain(config, data, tokenizer, *places, validation or ())
+            pretrain(config, versions, tokenizer, *places, validation or ())
 
 
 def finetune(
@@ -150,10 +161,10 @@ def finetune(
     ],
     model: ModelDir,
     data: Annotated[
-        list[Path],
+        list[str],
         typer.Option(
             "--data",
-            help="Dataset version; for vqa and nlvr an annotation file. May be repeated.",
+            help="Dataset version, a folder or URL; for vqa and nlvr an annotation file. May be repeated.",
         ),
     ],
     out: Out,
@@ -175,11 +186,13 @@ def finetune(
     On several GPUs as `blip pretrain`.
     """
     from blip.errors import ConfigError
+    from blip.remote import parse_place
     from blip.train.annotated import finetune_annotated
     from blip.train.run import finetune
 
     config = read_config(params, sets)
-    inputs = {"model": [model], "data": data, **held_out(validation)}
+    versions = [parse_place(version) for version in data]
+    inputs: Inputs = {"model": [model], "data": versions, **held_out(validation)}
     section = {"task": task, **sections(config, "seed", "threads")}
     section[task] = sections(config.finetune, task)[task]
     if photos and task in ("captioning", "retrieval"):
@@ -192,9 +205,10 @@ def finetune(
         if running:
             places = running.out, running.run_dir, running.journal
             if task == "captioning" or task == "retrieval":
-                finetune(config, task, model, data, *places, validation or ())
+                finetune(config, task, model, versions, *places, validation or ())
             else:
-                finetune_annotated(config, task, model, data, folders, *places, validation or ())
+                files = [Path(file) for file in data]
+                finetune_annotated(config, task, model, files, folders, *places, validation or ())
 
 
 def held_out(validation: list[Path] | None) -> dict[str, list[Path]]:

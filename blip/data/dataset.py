@@ -8,23 +8,28 @@
       quarantine.jsonl              what was not taken in, and why
 
 A version that only changes captions (CapFilt) names the image shards and records of its parent by a relative path
-and writes new caption tables. The digest of the contents is the version's name.
+and writes new caption tables. The digest of the contents is the version's name. A version may lie behind a URL; its
+files are then read through local copies (`blip.data.storage`).
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from blip.data import storage
 from blip.errors import DataError
 from blip.files import digest_file, digest_json, read_json, write_json
+from blip.remote import join, read_url
 
 MANIFEST = "manifest.json"
+FILES = {"images": ".tar", "records": ".parquet", "captions": ".parquet"}  # of a shard
 
 RECORDS = pa.schema(
     [
@@ -57,7 +62,13 @@ CAPTIONS = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """One image shard with its records and captions; paths are absolute or relative to the working directory."""
+    """One image shard with its records and captions; paths are absolute or relative to the working directory.
+
+    Attributes:
+        texts: Number of texts that were not dropped, by origin; None in older manifests.
+        collection: What part of its source it holds, where there are several.
+        urls: Of images, records and captions, where the paths are those of local copies.
+    """
 
     images: Path
     records: Path
@@ -67,21 +78,36 @@ class Shard:
     captions_digest: str
     num_images: int
     num_captions: int
+    texts: Mapping[str, int] | None = None
+    collection: str | None = None
+    urls: Mapping[str, str] | None = None
 
     def read_records(self) -> pa.Table:
         """Read the rows of its images (schema `RECORDS`)."""
+        if self.urls:
+            storage.fetch(self.urls["records"], self.records, self.records_digest)
         return _read_table(self.records, RECORDS)
 
     def read_captions(self) -> pa.Table:
         """Read the rows of its texts (schema `CAPTIONS`)."""
+        if self.urls:
+            storage.fetch(self.urls["captions"], self.captions, self.captions_digest)
         return _read_table(self.captions, CAPTIONS)
+
+    def count_texts(self) -> Mapping[str, int]:
+        """Give the number of texts that were not dropped, by origin."""
+        if self.texts is not None:
+            return self.texts
+        if self.urls:
+            return count_texts(self.read_captions())
+        return count_texts(_read_table(self.captions, CAPTIONS, ["origin", "kept"]))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset version on disk."""
+    """A dataset version on disk or behind a URL."""
 
-    path: Path
+    path: Path | str
     name: str
     digest: str
     source: dict[str, Any]
@@ -121,7 +147,7 @@ class Dataset:
             ):
                 if digest_file(path) != digest:
                     raise DataError(
-                        f"{path}: its content is not what {self.path / MANIFEST} says: "
+                        f"{path}: its content is not what {self.path}/{MANIFEST} says: "
                         "it was changed or cut short; make or fetch it again"
                     )
 
@@ -133,21 +159,44 @@ def caption_id(
     return digest_json([key, origin, text, generator, decoding])[:24]
 
 
-def open_dataset(path: Path) -> Dataset:
-    """Open a dataset version.
+def count_texts(captions: pa.Table) -> dict[str, int]:
+    """Count the texts of a caption table that were not dropped, by origin."""
+    counts = pc.value_counts(kept_texts(captions)["origin"]).to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
+
+
+def kept_texts(captions: pa.Table) -> pa.Table:
+    """Give the rows of a caption table that were not dropped: kept, or not judged yet."""
+    return captions.filter(pc.fill_null(captions["kept"], True))
+
+
+def open_dataset(path: Path | str) -> Dataset:
+    """Open a dataset version: a folder, or a URL of which only the manifest is read now.
 
     Raises:
         DataError: No manifest there, or it is malformed.
     """
-    file = path / MANIFEST
-    if not path.exists():
-        raise DataError(f"{path}: no such dataset version: run the stage that makes it first")
-    manifest = read_json(file)
+    manifest = _read_manifest(path)
+    name = str(path).rpartition("/")[2]
     try:
         shards = tuple(_shard(path, entry) for entry in manifest["shards"])
-        return Dataset(path, path.name, manifest["digest"], manifest["source"], shards)
+        return Dataset(path, name, manifest["digest"], manifest["source"], shards)
     except (KeyError, TypeError) as error:
-        raise DataError(f"{file}: not a dataset manifest: {error!r} is missing or wrong") from None
+        raise DataError(
+            f"{path}/{MANIFEST}: not a dataset manifest: {error!r} is missing or wrong"
+        ) from None
+
+
+def _read_manifest(path: Path | str) -> Any:
+    if isinstance(path, Path):
+        if not path.exists():
+            raise DataError(f"{path}: no such dataset version: run the stage that makes it first")
+        return read_json(path / MANIFEST)
+    url = join(path, MANIFEST)
+    try:
+        return json.loads(read_url(url))
+    except ValueError as error:
+        raise DataError(f"{url}: is not JSON: {error}") from None
 
 
 def write_manifest(
@@ -171,10 +220,12 @@ def write_manifest(
             "captions_digest": shard.captions_digest,
             "num_images": shard.num_images,
             "num_captions": shard.num_captions,
+            **({} if shard.texts is None else {"texts": dict(shard.texts)}),
+            **({"collection": shard.collection} if shard.collection else {}),
         }
         for shard in shards
     ]
-    content = [{k: v for k, v in e.items() if "_" in k} for e in entries]
+    content = [{k: v for k, v in e.items() if "_" in k} for e in entries]  # what names the version
     digest = digest_json([content, source])
     write_json(
         path / MANIFEST,
@@ -205,25 +256,27 @@ def _relative(target: Path, folder: Path) -> str:
     return Path(os.path.relpath(target, folder)).as_posix()
 
 
-def _shard(path: Path, entry: dict[str, Any]) -> Shard:
-    return Shard(
-        images=path / entry["images"],
-        records=path / entry["records"],
-        captions=path / entry["captions"],
-        **{k: entry[k] for k in entry if "_" in k},
+def _shard(path: Path | str, entry: dict[str, Any]) -> Shard:
+    rest = {name: value for name, value in entry.items() if name not in FILES}
+    if isinstance(path, Path):
+        images, records, captions = (path / entry[kind] for kind in FILES)
+        return Shard(images, records, captions, **rest)
+    images, records, captions = (
+        storage.place(entry[f"{kind}_digest"], suffix) for kind, suffix in FILES.items()
     )
+    urls = {kind: join(path, entry[kind]) for kind in FILES}
+    return Shard(images, records, captions, **rest, urls=urls)
 
 
-def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_table(path: Path, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     try:
-        with pq.ParquetFile(
-            path
-        ) as file:  # not `pq.read_table`, which imports pandas: a second at every start
-            table = file.read()
+        # Not `pq.read_table`, which imports pandas: a second at every start.
+        with pq.ParquetFile(path) as file:
+            found, table = file.schema_arrow.remove_metadata(), file.read(columns)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{path}: cannot be read as Parquet: {' '.join(str(error).split())}"
         ) from None
-    if table.schema.remove_metadata() != schema:
-        raise DataError(f"{path}: has columns {table.schema.names}, expected {schema.names}")
+    if found != schema:
+        raise DataError(f"{path}: has columns {found.names}, expected {schema.names}")
     return table

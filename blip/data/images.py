@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from blip.data.dataset import Shard
+from blip.data.storage import Room, fetch
 from blip.errors import DataError
 from blip.files import digest_file
 
@@ -92,12 +94,20 @@ def decode_pixels(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 class ShardImages:
-    """The images of a shard, by their row in its records. Threads may share it."""
+    """The images of a shard, by their row in its records. Threads may share it.
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
+    Args:
+        shard: The shard.
+        records: Its records, where they are at hand.
+        room: Bounds the local copies of shards behind a URL.
+    """
+
+    def __init__(
+        self, shard: Shard, records: pa.Table | None = None, room: Room | None = None
+    ) -> None:
+        self._shard, self._records, self._room = shard, records, room
         self._lock = threading.Lock()
-        self._places: list[tuple[int, int]] | None = None
+        self._places: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def read(self, row: int) -> bytes:
         """Read the bytes of an image; the first call verifies the whole shard.
@@ -105,8 +115,38 @@ class ShardImages:
         Raises:
             DataError: The shard is missing, or its content is not what the manifest says.
         """
-        path = self._shard.images
-        offset, size = self._verified()[row]
+        try:
+            return self._read(row, *self._verified())
+        except FileNotFoundError:
+            self._places = None  # the local copy made room for others
+            return self._read(row, *self._verified())
+
+    def verify(self) -> None:
+        """Compare the tar's digest, once; of a shard behind a URL, fetch it first.
+
+        Raises:
+            DataError: As `read`.
+        """
+        self._verified()
+
+    def _verified(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Give offset and size of each image, after the tar's digest was compared once."""
+        with self._lock:
+            if self._places is None:
+                shard, path = self._shard, self._shard.images
+                if shard.urls:
+                    fetch(shard.urls["images"], path, shard.images_digest, self._room)
+                elif digest_file(path) != shard.images_digest:
+                    raise DataError(
+                        f"{path}: its digest is not the manifest's: it was tampered with or cut "
+                        "short; make or fetch it again"
+                    )
+                rows = shard.read_records() if self._records is None else self._records
+                self._places = rows["offset"].to_numpy(), rows["size"].to_numpy()
+            return self._places
+
+    def _read(self, row: int, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> bytes:
+        path, offset, size = self._shard.images, int(offsets[row]), int(sizes[row])
         # Opened for each read: a corpus has more shards than a process may hold files.
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -116,22 +156,6 @@ class ShardImages:
         if len(data) != size:
             raise DataError(f"{path}: was cut short while it was in use: make or fetch it again")
         return data
-
-    def _verified(self) -> list[tuple[int, int]]:
-        """Give offset and size of each image, after the tar's digest was compared once."""
-        with self._lock:
-            if self._places is None:
-                path = self._shard.images
-                if digest_file(path) != self._shard.images_digest:
-                    raise DataError(
-                        f"{path}: its digest is not the manifest's: it was tampered with or cut "
-                        "short; make or fetch it again"
-                    )
-                rows = self._shard.read_records()
-                self._places = list(
-                    zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
-                )
-            return self._places
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -16,7 +16,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -208,9 +208,17 @@ def _fault(config: Ingest, text: str) -> str | None:
 def _write_shards(
     accepted: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
 ) -> Iterator[Shard]:
-    for first in accepted:
-        images = itertools.chain([first], itertools.islice(accepted, shard_size - 1))
-        yield _write_shard(images, source, out, truths)
+    for collection, images in itertools.groupby(accepted, lambda image: image.record.collection):
+        for shard in _write_collection(images, shard_size, source, out, truths):
+            yield replace(shard, collection=collection)
+
+
+def _write_collection(
+    images: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
+) -> Iterator[Shard]:
+    for first in images:
+        some = itertools.chain([first], itertools.islice(images, shard_size - 1))
+        yield _write_shard(some, source, out, truths)
 
 
 def _write_shard(
@@ -254,6 +262,7 @@ def _write_shard(
         captions_digest=write_table(captions_path, pa.Table.from_pylist(captions, CAPTIONS)),
         num_images=len(records),
         num_captions=len(captions),
+        texts={source.origin: len(captions)},
     )
 
 

@@ -37,26 +37,30 @@ class SourceRecord:
     """An image of a collection and what was written about it.
 
     `source` is its name in the image store; `kind` is `clean`, or `mismatch` where the captions
-    were taken from another image on purpose.
+    were taken from another image on purpose. `collection` is the part of a folder of annotations
+    that it is from.
     """
 
     source: str
     captions: tuple[str, ...]
     kind: str = "clean"
+    collection: str | None = None
 
 
 def read_records(source: Source) -> Iterator[SourceRecord]:
     """Read the records of a collection, in the order of its file.
 
-    Neighbouring records of one image become one. The split is applied first, then `skip` and
-    `limit`, then `captions_per_image`, then `mismatch`. All but COCO files (and any with a
-    `mismatch`, which needs them all at hand) are streamed.
+    Of a folder all files are read, in the order of their names; each file, or folder of files, in
+    it is a collection of its name. Neighbouring records of one image become one. The split is
+    applied first, then `skip` and `limit`, then `captions_per_image`, then `mismatch`. All but COCO
+    files (and any with a `mismatch`, which needs them all at hand) are streamed.
 
     Raises:
         DataError: A file is missing, unreadable or malformed, or nothing is left of it.
     """
     path = Path(source.annotations)
-    records = _merge_neighbours(_parse(source.format, path))
+    records = _parse_folder(source.format, path) if path.is_dir() else _parse(source.format, path)
+    records = _merge_neighbours(records)
     if source.split is not None:
         records = _keep(records, Path(source.split))
     stop = None if source.limit is None else source.skip + source.limit
@@ -133,6 +137,16 @@ def is_safe(name: str) -> bool:
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
     return inside and name.isprintable() and "\\" not in name and len(name) < 1024
+
+
+def _parse_folder(form: str, folder: Path) -> Iterator[SourceRecord]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise DataError(f"{folder}: cannot be read: there is no file in the folder")
+    for path in files:
+        collection = Path(path.relative_to(folder).parts[0]).stem
+        for record in _parse(form, path):
+            yield replace(record, collection=collection)
 
 
 def _parse(form: str, path: Path) -> Iterator[SourceRecord]:
@@ -335,8 +349,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]:
-    for source, same in itertools.groupby(records, key=lambda record: record.source):
-        yield SourceRecord(source, tuple(text for record in same for text in record.captions))
+    for _, same in itertools.groupby(records, key=lambda record: record.source):
+        first, *others = same
+        if others:
+            texts = (text for record in (first, *others) for text in record.captions)
+            first = replace(first, captions=tuple(texts))
+        yield first
 
 
 def _keep(records: Iterable[SourceRecord], split: Path) -> Iterator[SourceRecord]:

@@ -16,7 +16,8 @@ from blip.batch import QuestionBatch, StatementBatch
 from blip.config import Training
 from blip.data.annotations import Question, Statement, swapped
 from blip.data.images import decode_image
-from blip.data.loader import EpochOrder, ahead
+from blip.data.loader import ahead
+from blip.data.order import EpochOrder
 from blip.data.text import Tokenizer, clean_caption, clean_question
 from blip.data.transforms import TrainTransform, normalise
 from blip.errors import ConfigError, DataError

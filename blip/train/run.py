@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from blip import distributed
-from blip.config import Augmentation, Config, HeldOut, Training
+from blip.config import Augmentation, Config, HeldOut, PairTraining, Training
 from blip.data.dataset import open_dataset
 from blip.data.loader import PairLoader
 from blip.data.text import (
@@ -36,13 +36,15 @@ from blip.train.trainer import Loader, fit
 
 log = logging.getLogger(__name__)
 
+AnyTraining = TypeVar("AnyTraining", bound=Training)
 
-def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
+
+def build_tokenizer(config: Config, data: Sequence[Path | str], out: Path) -> None:
     """Write `vocab.txt`: learnt from the captions of dataset versions, or the configured one.
 
     Args:
         config: The experiment; its `tokenizer` and `pretrain.max_words`, as captions are cut.
-        data: Dataset versions.
+        data: Dataset versions, folders or URLs.
         out: The folder.
 
     Raises:
@@ -61,7 +63,7 @@ def build_tokenizer(config: Config, data: list[Path], out: Path) -> None:
 
 def pretrain(
     config: Config,
-    data: list[Path],
+    data: Sequence[Path | str],
     tokenizer: Path,
     out: Path,
     run_dir: Path,
@@ -117,7 +119,7 @@ def finetune(
     config: Config,
     task: Literal["captioning", "retrieval"],
     model: Path,
-    data: list[Path],
+    data: Sequence[Path | str],
     out: Path,
     run_dir: Path,
     tracker: Tracker,
@@ -131,7 +133,7 @@ def finetune(
         config: The experiment; its `seed`, `threads` and `finetune.<task>`.
         task: Which one.
         model: Folder of the model to start from, with its `vocab.txt`.
-        data: Dataset versions.
+        data: Dataset versions, folders or URLs.
         out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
         run_dir: Keeps the checkpoints.
         tracker: Told how training goes.
@@ -144,7 +146,7 @@ def finetune(
     device = prepare(config)
     text = Tokenizer(model / VOCABULARY)
     datasets = [open_dataset(path) for path in data]
-    training: Training
+    training: PairTraining
     objective: Objective
     prompt = ""
     match task:
@@ -194,7 +196,7 @@ def place(objective: Objective, training: Training, device: torch.device) -> Non
             module.compile()
 
 
-def unaugmented(training: Training) -> Training:
+def unaugmented(training: AnyTraining) -> AnyTraining:
     """Give the settings of held-out batches."""
     plain = Augmentation(crop_scale=(1.0, 1.0), flip=0.0, randaugment=False)
     return training.model_copy(update={"augmentation": plain})
@@ -214,7 +216,7 @@ def check_held_out(training: Training, validation: Sequence[Path]) -> HeldOut | 
 
 
 def _evaluation(
-    training: Training,
+    training: PairTraining,
     validation: Sequence[Path],
     text: Tokenizer,
     seed: int,

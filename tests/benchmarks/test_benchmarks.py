@@ -40,6 +40,10 @@ def test_every_path_at_tiny_size(tmp_path: Path) -> None:
         ("pre-training step", "plain"),
         ("retrieval", "plain"),
         ("input", "torchvision"),
+        ("loader from disk", "webdataset"),
+        ("loader from disk", "torchvision"),
+        ("loader from S3 on loopback", "webdataset"),
+        ("loader from S3 on loopback", "torchvision"),
         ("image encoder", "fp32"),
         ("captions", "fp32"),
     ]
@@ -71,7 +75,7 @@ def test_peaks_and_choices() -> None:
     assert done.returncode == 2
     assert done.stderr == (
         "benchmarks: no path 'walk': one of rerank, beam, nucleus, vqa, pretrain8, pretrain16, "
-        "retrieval, input, bf16, bf16_captions\n"
+        "retrieval, input, loader, loader_s3, bf16, bf16_captions\n"
     )
 
 

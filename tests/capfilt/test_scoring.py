@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blip.capfilt import caption, score, select
-from blip.data.dataset import CAPTIONS, open_dataset, write_manifest, write_table
+from blip.data.dataset import CAPTIONS, count_texts, open_dataset, write_manifest, write_table
 from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer, clean_caption
 from blip.errors import CheckpointError, DataError
@@ -151,6 +151,8 @@ def selected(demo, scored: Path, name: str, **settings) -> tuple[Path, list[dict
     select(demo.config.model_copy(update={"capfilt": capfilt}), scored, out, NullTracker())
     dataset = open_dataset(out)
     dataset.verify()
+    for shard in dataset.shards:
+        assert shard.texts == count_texts(shard.read_captions())
     return out, dataset.captions().to_pylist()
 
 

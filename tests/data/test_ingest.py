@@ -121,7 +121,25 @@ def test_what_is_stored(tmp_path: Path) -> None:
         "quarantined_captions": 0,
     }
     assert tracker.values["perf/images_per_second"] > 0
+    assert [shard.texts for shard in dataset.shards] == [{"web": 6}, {"web": 6}, {"web": 2}]
+    assert {shard.collection for shard in dataset.shards} == {None}
     assert dataset.source["annotations"] == "pairs.json"  # no folders of this machine
+
+
+def test_a_folder_of_annotations_is_stored_by_collection(tmp_path: Path) -> None:
+    collect(tmp_path, [(f"{i}.png", picture(i), []) for i in range(9)])
+    parts = {"laion/1.json": range(3), "laion/2.json": range(3, 5), "cc3m.json": range(5, 9)}
+    for name, numbers in parts.items():
+        file = tmp_path / "annotations" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps([{"image": f"{i}.png", "caption": "a b"} for i in numbers]))
+    take(config(tmp_path, annotations=str(tmp_path / "annotations")), tmp_path / "out")
+    found = [
+        (shard.collection, shard.num_images) for shard in open_dataset(tmp_path / "out").shards
+    ]
+    assert found == [("cc3m", 3), ("cc3m", 1), ("laion", 3), ("laion", 2)]
+    sources = open_dataset(tmp_path / "out").records()["source"].to_pylist()
+    assert sources == [f"{i}.png" for i in (5, 6, 7, 8, 0, 1, 2, 3, 4)]
 
 
 def jpeg() -> bytes:

@@ -75,6 +75,8 @@ def test_every_question_once_an_epoch_with_its_photo_and_answers(tokenizer, phot
             weights = batch.weights[own].tolist()
             assert weights == pytest.approx(questions[number].weights)
             seen.append(number)
+    names = [str(photos / f"{number}.png") for number in seen]
+    assert [name for step in range(3) for name in loader.keys_of(step)] == names
     assert sorted(seen) == list(range(12))
     later = list(loader.iterate(2, 5))[1]
     again = next(iter(loader.iterate(3, 4)))
@@ -88,6 +90,7 @@ def test_photos_of_a_statement_change_places_with_their_words(tokenizer, photos)
         for i in range(4)
     ]
     loader = statement_loader(statements, {"": photos}, tokenizer, training(), 1, CPU)
+    assert set(loader.keys_of(0)) == {str(photos / f"{i}.png") for i in range(8)}
     orders = set()
     for batch in loader.iterate(0, 8):
         assert batch.images.shape == (4, 2, 3, 16, 16)
