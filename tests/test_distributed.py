@@ -86,13 +86,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
     for way in first.keys() - {"exchange"}:  # weights, twin, queue
         assert worst(first[way], second[way]) == 0, way
-    # Adam divides by the square root of what may be next to nothing: see the norms for closeness.
+    # Adam makes much of little: the gradients agree far better than what it does with them.
     for way in [way for way in first if way.startswith("captioning")]:
         expected = alone["captioning average" if "average" in way else "captioning"]
-        assert worst(first[way], expected) < 2e-5, way
-        torch.testing.assert_close(first[way]["norms"], expected["norms"], rtol=1e-5, atol=0)
+        assert worst(first[way], expected) < 2e-5, way  # measured: 1.3e-5, of rates of 1e-3
+        # measured: 3e-7
+        torch.testing.assert_close(first[way]["norms"], expected["norms"], rtol=1e-6, atol=0)
     for task in ("pretrain", "retrieval"):
-        assert worst(first[f"{task} fsdp"], first[task]) < 2e-5, task
+        assert worst(first[f"{task} fsdp"], first[task]) < 2e-5, task  # measured: 7.6e-6
     assert worst(first["pretrain recomputed"], first["pretrain"]) == 0
 
 
