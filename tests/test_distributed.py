@@ -38,46 +38,6 @@ def test_without_a_process_group_a_process_is_alone():
         assert distributed.world_size() == 1
 
 
-def test_alone_a_process_holds_all_and_hears_itself():
-    tensor = torch.randn(3, 2, requires_grad=True)
-    part = distributed.part_of(tensor)
-    assert (part.offsets, part.stores) == ((0, 0), True)
-    assert part.local.data_ptr() == tensor.data_ptr()
-    assert not part.local.requires_grad
-    assert distributed.Channel().gather("word") == ["word"]
-
-
-@pytest.mark.parametrize("shape", [(7, 3), (8, 4), (1, 5), (2, 1)])
-@pytest.mark.parametrize("how", ["s0", "s1", "r s0", "s0 r", "s0 s1", "s0 s0", "r r"])
-def test_the_parts_of_all_processes_are_the_whole(shape, how):
-    """Every element is stored once, whatever the mesh of 4 processes."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor  # noqa: TID251
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    whole = torch.arange(shape[0] * shape[1]).reshape(shape)
-    placements = [Replicate() if axis == "r" else Shard(int(axis[1])) for axis in how.split()]
-    found = torch.zeros(shape, dtype=torch.int64)
-    times = torch.zeros(shape, dtype=torch.int64)
-    for rank in range(4):
-        # A group of one process that believes in the others: layouts need no exchange.
-        dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
-        try:
-            sizes = (4,) if len(placements) == 1 else (2, 2)
-            mesh = dist.init_device_mesh("cpu", sizes)
-            tensor = distribute_tensor(whole, mesh, placements, src_data_rank=None)
-            part = distributed.part_of(tensor)
-        finally:
-            dist.destroy_process_group()
-        lengths = zip(part.offsets, part.local.shape, strict=True)
-        place = tuple(slice(offset, offset + length) for offset, length in lengths)
-        assert torch.equal(part.local, whole[place])
-        if part.stores:
-            found[place] = part.local
-            times[place] += 1
-    assert torch.equal(found, whole)
-    assert (times == 1).all()
-
-
 def start(job: str, folder: Path, ranks: int = RANKS, **environment: str) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -127,25 +87,31 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
     for way in first.keys() - {"exchange"}:  # weights, twin, queue
         assert worst(first[way], second[way]) == 0, way
-    # Adam divides by the square root of what may be next to nothing: see the norms for closeness.
+    # Adam makes much of little: the gradients agree far better than what it does with them.
     for way in [way for way in first if way.startswith("captioning")]:
         expected = alone["captioning average" if "average" in way else "captioning"]
-        assert worst(first[way], expected) < 5e-5, way  # measured: 2.3e-5
-        torch.testing.assert_close(first[way]["norms"], expected["norms"], rtol=1e-5, atol=0)
+        assert worst(first[way], expected) < 5e-5, way  # measured: 2.3e-5, of rates of 1e-3
+        # measured: 3e-7
+        torch.testing.assert_close(first[way]["norms"], expected["norms"], rtol=1e-6, atol=0)
     for task in ("pretrain", "retrieval"):
-        assert worst(first[f"{task} fsdp"], first[task]) < 2e-5, task
+        assert worst(first[f"{task} fsdp"], first[task]) < 2e-5, task  # measured: 7.6e-6
     assert worst(first["pretrain recomputed"], first["pretrain"]) == 0
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
     first, second = outcomes("left", tmp_path)
-    for each in (first, second):
-        assert each["code"] == 143
-        assert each["names"][-1] in ("step-00000006", "step-00000007")
-        assert torch.equal(each["again"]["weight"], first["whole"]["weight"])
-    assert first["again"]["curve"] == first["whole"]["curve"]
-    assert first["names"] == second["names"]
+    for ways in zip(first.values(), second.values(), strict=True):
+        for each in ways:
+            assert each["code"] == 143
+            assert each["names"][-1] in ("step-00000006", "step-00000007")
+            assert torch.equal(each["again"]["weight"], ways[0]["whole"]["weight"])
+            assert each["again"]["chance"] == each["whole"]["chance"]
+            assert each["again"]["curve"] == ways[0]["whole"]["curve"]
+        assert ways[0]["names"] == ways[1]["names"]
+        assert ways[0]["whole"]["chance"] != ways[1]["whole"]["chance"]
+    weights = [first[sharding]["whole"]["weight"] for sharding in ("ddp", "fsdp")]
+    torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow
@@ -153,7 +119,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
 def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> None:
     survivor, lost = start(job, tmp_path, PATIENCE="5")
     try:
-        _, error = survivor.communicate(timeout=60)
+        _, error = survivor.communicate(timeout=120)
     finally:
         lost.kill()
         lost.wait()
@@ -162,3 +128,43 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> Non
     assert "the last checkpoint is whole, and the same command goes on from it" in error
     seconds = float(error.strip().splitlines()[-1].split()[0])
     assert seconds < (30 if job == "killed" else 40)
+
+
+def test_alone_a_process_holds_all_and_hears_itself():
+    tensor = torch.randn(3, 2, requires_grad=True)
+    part = distributed.part_of(tensor)
+    assert (part.offsets, part.stores) == ((0, 0), True)
+    assert part.local.data_ptr() == tensor.data_ptr()
+    assert not part.local.requires_grad
+    assert distributed.Channel().gather("word") == ["word"]
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (8, 4), (1, 5), (2, 1)])
+@pytest.mark.parametrize("how", ["s0", "s1", "r s0", "s0 r", "s0 s1", "s0 s0", "r r"])
+def test_the_parts_of_all_processes_are_the_whole(shape, how):
+    """Every element is stored once, whatever the mesh of 4 processes."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor  # noqa: TID251
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    whole = torch.arange(shape[0] * shape[1]).reshape(shape)
+    placements = [Replicate() if axis == "r" else Shard(int(axis[1])) for axis in how.split()]
+    found = torch.zeros(shape, dtype=torch.int64)
+    times = torch.zeros(shape, dtype=torch.int64)
+    for rank in range(4):
+        # A group of one process that believes in the others: layouts need no exchange.
+        dist.init_process_group("fake", rank=rank, world_size=4, store=FakeStore())
+        try:
+            sizes = (4,) if len(placements) == 1 else (2, 2)
+            mesh = dist.init_device_mesh("cpu", sizes)
+            tensor = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+            part = distributed.part_of(tensor)
+        finally:
+            dist.destroy_process_group()
+        lengths = zip(part.offsets, part.local.shape, strict=True)
+        place = tuple(slice(offset, offset + length) for offset, length in lengths)
+        assert torch.equal(part.local, whole[place])
+        if part.stores:
+            found[place] = part.local
+            times[place] += 1
+    assert torch.equal(found, whole)
+    assert (times == 1).all()

@@ -147,7 +147,7 @@ class Stumble:
 
 
 class Linear(Objective):
-    """A tiny problem without chance."""
+    """A tiny problem with chance in it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,33 +155,40 @@ class Linear(Objective):
         self.layer = nn.Linear(12, 400)
 
     def forward(self, batch: Batch, position: Position) -> Losses:
-        pixels = batch.images[:, :, :2, :2].flatten(1)
+        pixels = nn.functional.dropout(batch.images[:, :, :2, :2].flatten(1), 0.5)
         loss = nn.functional.cross_entropy(self.layer(pixels), batch.token_ids[:, 1])
         return Losses(loss, {})
 
 
-def run(folder: Path, at: int = -1, rank: int = -1, what: Callable[[], Any] = lambda: None) -> Any:
+def run(
+    folder: Path,
+    at: int = -1,
+    rank: int = -1,
+    what: Callable[[], Any] = lambda: None,
+    **changes: Any,
+) -> Any:
     """Train the tiny problem in a folder."""
     objective = Linear()
     loader = Stumble(at, rank, what)
-    curve = fit(objective, loader, training(), NullTracker(), folder)
-    return {"curve": curve, "weight": objective.layer.weight.detach()}
+    curve = fit(objective, loader, training(**changes), NullTracker(), folder)
+    return {"curve": curve, "weight": objective.layer.weight.detach(), "chance": torch.rand(1)}
 
 
 def kill(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-def left(folder: Path) -> dict[str, Any]:
-    """Be undisturbed; then stopped by a signal to one, and gone on; then stumbled."""
-    whole = run(folder / "whole")
+def left(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Be undisturbed; then stopped by a signal to one, and gone on."""
+    whole = run(folder / "whole", **changes)
     try:
-        run(folder / "stopped", 5, 1, kill(signal.SIGTERM))
+        run(folder / "stopped", 5, 1, kill(signal.SIGTERM), **changes)
         code: Any = 0
     except SystemExit as ended:
         code = ended.code
     names = sorted(path.name for path in (folder / "stopped/checkpoints").iterdir())
-    return {"whole": whole, "code": code, "names": names, "again": run(folder / "stopped")}
+    again = run(folder / "stopped", **changes)
+    return {"whole": whole, "code": code, "names": names, "again": again}
 
 
 def main(job: str, folder: Path) -> None:
@@ -198,7 +205,10 @@ def main(job: str, folder: Path) -> None:
                 case "steps":
                     outcome: Any = steps()
                 case "left":
-                    outcome = left(folder)
+                    outcome = {
+                        sharding: left(folder / sharding, sharding=sharding, ema_decay=0.9)
+                        for sharding in ("ddp", "fsdp")
+                    }
                 case "killed":
                     outcome = run(folder, 2, 1, kill(signal.SIGKILL))
                 case "hung":

@@ -60,7 +60,7 @@ class Stepper:
 
     def __init__(self, objective: Objective, config: Training) -> None:
         _check_pieces(config)
-        self.objective = objective
+        self.objective = objective.train()
         self._config = config
         self._wrapped = distributed.wrap(objective, config.sharding, objective.units())
         self.optimizer = build_optimizer(objective, config.optimizer)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from blip.files import read_json
+from blip.files import digest_file, read_json
 from tests.cli.conftest import VERBS, Project
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,13 @@ def test_two_processes_are_one_stage(project: Project) -> None:
     assert "going on from step" in printed
     assert read_json(out / "metrics.json")["training"]["steps"] == 40
     assert read_json(out / "stage.json")["stage"] == "pretrain"
+
+    whole = f"{PRETRAIN} {LONG}".replace("models/unfiltered", "models/whole")
+    process = torchrun(project, whole, 2)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    for name in ("model.safetensors", "curves.csv"):
+        assert digest_file(out / name) == digest_file(project.path / "models/whole" / name)
 
     # The same command has nothing to do; a bad one says so once.
     process = torchrun(project, f"{PRETRAIN} {LONG}", 2)

@@ -134,6 +134,18 @@ def test_killed_between_evaluations_ends_in_the_same_bits(
     assert same(weights(objective), whole)
 
 
+def test_training_draws_masks_and_evaluation_does_not(
+    toy: Any, training: Build, tmp_path: Path
+) -> None:
+    objective, loader = toy
+    modes: list[bool] = []
+    objective.dropout.register_forward_hook(lambda module, i, o: modes.append(module.training))
+    config = training(steps=4, held_out=settings(batches=2))
+    evaluate = held_out(loader, config.held_out)
+    fit(objective.eval(), loader, config, NullTracker(), tmp_path, evaluate=evaluate)
+    assert modes == [True] * 4 + [False] * 2
+
+
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'los' is not measured; there are accuracy, loss$"):
         Best(settings(metric="los")).take(1, {"loss": 1.0, "accuracy": 0.5})

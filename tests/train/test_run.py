@@ -170,12 +170,17 @@ def test_finetuning_on_annotated_photos(
     annotations = tmp_path / "rows.json"
     annotations.write_text(json.dumps(rows))
     section = read_yaml(PRESETS / "base_14m.yaml")["finetune"][task]
-    section |= SHORT | {"steps": 4, "epochs": None, "image_size": 48, "max_tokens": 20}
+    section |= SHORT | {
+        "held_out": HELD_OUT,
+        "steps": 4,
+        "epochs": None,
+        "image_size": 48,
+        "max_tokens": 20,
+    }
     config = short_config(**{f"finetune.{task}": section})
     out, run_dir = stage.folders(task)
-    finetune_annotated(
-        config, task, pretrained, [annotations], {"": tmp_path}, out, run_dir, NullTracker()
-    )
+    places = {"": tmp_path}, out, run_dir, NullTracker()
+    finetune_annotated(config, task, pretrained, [annotations], *places, [annotations])
     model = load_model(out)
     assert (model.parts, model.image_size, model.config.vision.drop_path) == (task, 48, 0.1)
     metrics = read_json(out / "metrics.json")["training"]
@@ -187,6 +192,30 @@ def test_finetuning_on_annotated_photos(
         finetune_annotated(
             short_config(), task, pretrained, [annotations], {}, out, run_dir, NullTracker()
         )
+
+
+HELD_OUT = {"every": 2, "batches": 2, "metric": "loss", "best": "lowest", "patience": 0}
+
+
+@pytest.mark.parametrize("task", ["captioning", "retrieval"])
+def test_held_out_data_choose_the_model(stage: Stage, pretrained: Path, task: Any) -> None:
+    config = short_config(**{f"finetune.{task}.held_out": HELD_OUT})
+    out, run_dir = stage.folders(f"held_out_{task}")
+    points: list[dict[str, float]] = []
+
+    class Told(NullTracker):
+        def metrics(self, values: Any, step: int = 0) -> None:
+            points.append({"step": step, **values})
+
+    data = stage.data[1]
+    finetune(config, task, pretrained, [data], out, run_dir, Told(), [data])
+    told = [point for point in points if "held_out/loss" in point]
+    assert [point["step"] for point in told] == [2, 4]
+    assert told[0]["held_out/loss"] > told[1]["held_out/loss"]
+    with pytest.raises(ConfigError, match="no held-out data are named: --validation"):
+        finetune(config, task, pretrained, [data], out, run_dir, Told())
+    with pytest.raises(ConfigError, match="held_out is null: set it"):
+        finetune(short_config(), task, pretrained, [data], out, run_dir, Told(), [data])
 
 
 def test_retrieval_goes_on_from_the_momentum_of_its_model(

@@ -93,7 +93,7 @@ def test_pieces_of_a_batch_are_the_batch(training: Build, task: Parts, pieces: i
         taken = stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
         assert taken.norm is not None
         outcomes.append({"norm": taken.norm, **gradients(objective)})
-    assert worst(outcomes[1], outcomes[0]) < 2e-6  # measured: 5e-7
+    assert worst(outcomes[1], outcomes[0]) < 1e-6  # measured: 1.3e-7
 
 
 def test_pieces_are_contrasted_apart(training: Build) -> None:
@@ -151,7 +151,7 @@ def test_sixteen_bits_step_nearly_alike(training: Build, precision: str) -> None
         assert taken.norm is not None
         norms.append(float(taken.norm))
         assert (stepper.scaler.get_scale() > 1) == (each == "fp16")
-    assert norms[1] == pytest.approx(norms[0], rel=0.02)  # measured: 3e-3
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)  # measured: 1.4e-3
 
 
 def test_an_overflow_is_skipped_and_the_scale_halved(toy: Any, training: Build) -> None:
@@ -204,7 +204,7 @@ def test_recomputed_layers_have_the_same_gradients(training: Build, task: Parts)
         stepper.step(batch, POSITION, 1e-4, stepper.telemetry())
         outcomes.append(gradients(objective))
     assert worst(outcomes[1], outcomes[0]) < 1e-6  # measured: 0
-    assert worst(outcomes[2], outcomes[0]) < 1e-6
+    assert worst(outcomes[2], outcomes[0]) < 1e-6  # measured: 0
 
 
 def test_recomputation_keeps_less(training: Build) -> None:
@@ -224,7 +224,7 @@ def test_recomputation_keeps_less(training: Build) -> None:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             objective(draw("pretrain", 8), POSITION)
         kept.append(total)
-    assert kept[1] < 0.8 * kept[0]
+    assert kept[1] < 0.5 * kept[0]  # measured: 0.45
 
 
 @pytest.mark.slow
@@ -242,4 +242,5 @@ def test_compiled_encoders_give_the_same_losses(training: Build) -> None:
         batch = draw("captioning", 4)
         steps = [stepper.step(batch, POSITION, 1e-4, stepper.telemetry()) for _ in range(3)]
         outcomes.append([float(taken.loss) for taken in steps])
-    assert outcomes[1] == pytest.approx(outcomes[0], abs=1e-5)  # measured: 5e-7
+    assert outcomes[1] == pytest.approx(outcomes[0], abs=1e-5)  # measured: 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
