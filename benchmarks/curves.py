@@ -12,7 +12,7 @@ import typer
 
 from benchmarks import inputs, plain, table, theirs
 from benchmarks.inputs import Size, find_size
-from benchmarks.measure import Case, Comparison, Outcome, Way, compare, matrix_rate
+from benchmarks.measure import Case, Comparison, Outcome, Way, compare
 from benchmarks.paths import (
     Builder,
     Ways,
@@ -28,6 +28,7 @@ from blip.models.device import prepare_device
 from blip.report.axes import Chart, rounded_range
 from blip.report.charts import Line, line_chart
 from blip.report.figure import Figure
+from blip.train.flops import matrix_rate
 
 SERIES = {"ours": "series-blue", "plain": "series-slate", "transformers": "series-orange"}
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,15 +69,15 @@ def build_loader(remote: bool, size: Size, device: torch.device, wanted: Collect
     def theirs(read: photos.Reader, calm: bool) -> Iterator[tuple[Tensor, Tensor]]:
         chosen = augmentation(settings, calm)
 
-        def prepare(sample: dict[str, object]) -> tuple[Tensor, Tensor]:
-            key, file = str(sample["__key__"]), sample["jpg"]
-            assert isinstance(file, bytes)
-            image = read(file, chosen, np.random.default_rng(int(key[:8], 16)))
-            return torch.tensor(int(key[:15], 16)), image
+        def prepare(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+            keys = [sample["__key__"] for sample in samples]
+            rngs = [np.random.default_rng(int(key[:8], 16)) for key in keys]
+            images = read([sample["jpg"] for sample in samples], chosen, rngs)
+            return torch.tensor([int(key[:15], 16) for key in keys]), images
 
         shards = wds.WebDataset(addresses, shardshuffle=len(addresses), empty_check=False, seed=0)
-        mixed = shards.shuffle(SHUFFLE).map(prepare)
-        yield from mixed.batched(BATCH_SIZE, collation_fn=_collate, partial=False)
+        mixed = shards.shuffle(SHUFFLE)
+        yield from mixed.batched(BATCH_SIZE, collation_fn=prepare, partial=False)
 
     def run(batches: Callable[[bool], Iterator[tuple[Tensor, Tensor]]]) -> Outcome:
         return {"images": torch.tensor(sum(len(ids) for ids, _ in batches(False)))}
@@ -141,11 +142,6 @@ def sign(dataset: Dataset) -> list[str]:
         client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": key})
         for bucket, _, key in places
     ]
-
-
-def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    ids, images = zip(*samples, strict=True)
-    return torch.stack(ids), torch.stack(images)
 
 
 def _kept(context: contextlib.AbstractContextManager[str]) -> str:

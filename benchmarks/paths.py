@@ -345,7 +345,7 @@ def build_input(size: Size, device: torch.device, wanted: Ways) -> Case:
 
     augmentation = config.Pretrain.model_validate(inputs.preset("pretrain")).augmentation
     calm = augmentation.model_copy(update={"randaugment": False})
-    files = inputs.draw_photos(16)
+    files = inputs.draw_photos(64)
 
     def run(read: photos.Reader, chosen: config.Augmentation) -> Outcome:
         rngs = [np.random.default_rng(number) for number in range(len(files))]
