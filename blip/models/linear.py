@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional
+
+SMALLEST = 2**20  # multiplications; of fewer, what is gained goes into calling it
 
 
 class Linear(nn.Linear):
@@ -42,7 +44,7 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() > 0
+        and x.numel() * weight.shape[0] >= SMALLEST
         and torch._C._has_mkldnn
         and torch._C.has_mkl  # without it PyTorch's choice is another one
         and not torch.is_autocast_enabled("cpu")
@@ -64,7 +66,6 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
