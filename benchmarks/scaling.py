@@ -75,6 +75,7 @@ def _measure(batch_size: int, sharding: str) -> dict[str, Any]:
     training = config.pretrain.model_copy(update={"batch_size": batch_size, "sharding": sharding})
     model = Blip(config.model, training.image_size, 402, SPECIAL, "pretrain")
     stepper = Stepper(PretrainObjective(model, training.contrast), training)
+    telemetry = stepper.telemetry()
     mine = batch_size // distributed.world_size()
     ids = torch.randint(5, 400, (mine, 12))
     batch = Batch(torch.randn(mine, 3, 64, 64), ids, torch.ones_like(ids), torch.arange(mine))
@@ -85,7 +86,7 @@ def _measure(batch_size: int, sharding: str) -> dict[str, Any]:
         before = time.perf_counter()
         stops = distributed.ask(lambda: False)
         asking += time.perf_counter() - before
-        stepper.step(batch, Position(step, 100), 1e-4, wants_norm=False)
+        stepper.step(batch, Position(step, 100), 1e-4, telemetry)
         before = time.perf_counter()
         stops()
         asking += time.perf_counter() - before

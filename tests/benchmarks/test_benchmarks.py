@@ -109,3 +109,20 @@ def test_curves(tmp_path: Path) -> None:
     assert done.stderr == (
         "benchmarks: no curve 'input': one of beam, nucleus, rerank, vqa, vision, rerank_size\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "options", "says"),
+    [
+        ("tracking", ["--steps", "20"], "gradient norm"),
+        ("checkpoints", ["--repeats", "1", "--steps", "2"], "a save every 100 steps"),
+        ("scaling", ["8", "ddp"], '"steps"'),  # what it starts one or two of
+    ],
+)
+def test_what_training_costs(tmp_path: Path, program: str, options: list[str], says: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{program}", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
