@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from blip.cli.options import PARAMS, Force, Metrics, Params, Sets
+from blip.cli.options import PARAMS, Force, Metrics, Params, Sets, Share
 from blip.cli.stages import caption_stage
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a line, not columns between tabs.")
 ]
 
-_STAGE = {"model", "data", "out", "params", "sets", "metrics", "force"}
+_STAGE = {"model", "data", "out", "params", "sets", "metrics", "force", "part"}
 
 
 def caption(
@@ -67,6 +67,7 @@ def caption(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """Caption images: `blip caption IMAGE... --checkpoint X` prints `path<TAB>caption`.
 
@@ -77,7 +78,7 @@ def caption(
 
     _refuse_mixture(context)
     if model and data and out:
-        caption_stage(model, data, out, params, sets, metrics, force)
+        caption_stage(model, data, out, params, sets, metrics, force, part)
         return
     if not images or checkpoint is None:
         raise ConfigError("caption takes images and --checkpoint, or --model, --data and --out")

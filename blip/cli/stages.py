@@ -16,6 +16,7 @@ from blip.cli.options import (
     Out,
     Params,
     Sets,
+    Share,
     Validation,
     Versions,
     read_config,
@@ -224,6 +225,7 @@ def caption_stage(
     sets: list[str] | None,
     metrics: Path | None,
     force: bool,
+    part: str | None,
 ) -> None:
     """CapFilt, first half: the captioner writes one synthetic caption for every image; a use of `blip caption`."""
     from blip.capfilt import caption
@@ -235,10 +237,12 @@ def caption_stage(
         "prompt": config.finetune.captioning.prompt,
     }
     inputs = {"model": [model], "data": [data]}
-    with stage("caption", out, inputs, section, config, metrics, force) as running:
+    with stage("caption", out, inputs, section, config, metrics, force, part=part) as running:
         if running:
-            caption(config, model, data, running.out, running.run_dir, running.journal)
-            running.journal.artifact(running.out, "captions")
+            places = running.out, running.run_dir, running.journal
+            caption(config, model, data, *places, running.part)
+            if not running.part:
+                running.journal.artifact(running.out, "captions")
 
 
 def score(
@@ -249,6 +253,7 @@ def score(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """CapFilt, second half: the filter judges every text, web and synthetic."""
     from blip.capfilt import score
@@ -262,9 +267,10 @@ def score(
         "max_words": config.finetune.retrieval.max_words,
     }
     inputs = {"model": [model], "data": data}
-    with stage("score", out, inputs, section, config, metrics, force) as running:
+    with stage("score", out, inputs, section, config, metrics, force, part=part) as running:
         if running:
-            score(config, model, data, running.out, running.run_dir, running.journal)
+            places = running.out, running.run_dir, running.journal
+            score(config, model, data, *places, running.part)
 
 
 def select(
