@@ -56,6 +56,7 @@ def ingest(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """Take a collection in: image shards, caption tables, a manifest; what is bad goes to quarantine."""
     from blip.data.ingest import ingest
@@ -76,9 +77,11 @@ def ingest(
         config,
         metrics,
         force,
+        part=part,
     ) as running:
         if running:
-            ingest(config.ingest, name, running.out, running.journal)
+            places = running.out, running.run_dir, running.journal
+            ingest(config.ingest, name, *places, running.part)
 
 
 def validate(
