@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from blip.cli.evaluate import find_checkpoint
 from blip.cli.options import PARAMS, Force, Metrics, Params, Sets, Share
 from blip.cli.stages import caption_stage
 
 if TYPE_CHECKING:
     from blip.data.pictures import Picture
-    from blip.inference import Need, Predictor
+    from blip.evaluate.network import Need
+    from blip.inference import Predictor
 
 NAMES = "Image files, folders (all images below them), or -: one image, or names, one a line."
 Images = Annotated[list[str], typer.Argument(help=NAMES, metavar="IMAGE")]
@@ -257,13 +259,7 @@ def _load(
     """Read a checkpoint, out of the registry if it is named so."""
     from blip.inference import load_predictor
 
-    path = Path(checkpoint)
-    if checkpoint.startswith("models:"):
-        from blip.integrations.registry import fetch_model
-        from blip.integrations.tracking.settings import load_settings
-
-        path = fetch_model(load_settings(), checkpoint)
-    return load_predictor(path, need, vocabulary, image_size)
+    return load_predictor(find_checkpoint(checkpoint), need, vocabulary, image_size)
 
 
 @contextlib.contextmanager

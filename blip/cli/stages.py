@@ -295,55 +295,6 @@ def select(
             running.journal.artifact(running.out, "captions")
 
 
-def evaluate(
-    task: Annotated[
-        Literal["retrieval", "captioning", "filter"], typer.Argument(help="What to measure.")
-    ],
-    data: OneDataset,
-    out: Out,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="The model (not for `filter`).")
-    ] = None,
-    params: Params = PARAMS,
-    sets: Sets = None,
-    metrics: Metrics = None,
-    force: Force = False,
-) -> None:
-    """Measure a model on a test set, or the filter's verdicts against the truth, with bootstrap intervals."""
-    from blip.errors import ConfigError
-
-    config = read_config(params, sets)
-    section = {"task": task, **sections(config, "seed", "threads", "evaluate")}
-    if task == "filter":
-        from blip.evaluate.filter import evaluate_filter
-
-        truth = config.evaluate.truth
-        inputs = {"data": [data], "truth": [Path(truth)] if truth else []}
-        section["threshold"] = config.capfilt.threshold
-        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-            if running:
-                evaluate_filter(config, data, running.out, running.journal)
-        return
-    if model is None:
-        raise ConfigError(f"evaluate {task} needs --model")
-    if task == "retrieval":
-        from blip.evaluate.retrieval import evaluate_retrieval as measure
-
-        section["text"] = [
-            config.finetune.retrieval.max_tokens,
-            config.finetune.retrieval.max_words,
-        ]
-    else:
-        from blip.evaluate.captioning import evaluate_captioning as measure
-
-        section["prompt"] = config.finetune.captioning.prompt
-    with stage(
-        "evaluate", out, {"model": [model], "data": [data]}, section, config, metrics, force
-    ) as running:
-        if running:
-            measure(config, model, data, running.out, running.journal)
-
-
 def compare(
     baseline: Annotated[Path, typer.Option("--baseline", help="Results of one arm: results/ARM.")],
     candidate: Annotated[Path, typer.Option("--candidate", help="Results of the other arm.")],
