@@ -8,10 +8,10 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist  # noqa: TID251
@@ -23,6 +23,8 @@ from torch.distributed.rendezvous import rendezvous  # noqa: TID251
 from torch.nn.parallel import DistributedDataParallel
 
 from blip.errors import LostPeerError
+
+T = TypeVar("T")
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -93,7 +95,7 @@ def _roll_call(store: Store, number: int, size: int) -> str:
     who = ", ".join(map(str, missing)) or "another one, which has come back,"
     return (
         f"process {number} of {size} stops: it has lost process {who}, which ended or hangs; "
-        "the last checkpoint is whole, and the same command goes on from it"
+        "what is saved is whole, and the same command goes on from it"
     )
 
 
@@ -304,13 +306,15 @@ class Channel:
     """A way to tell each other small things, on the host, from a thread beside the training loop.
 
     It is a group of its own, so that its messages never mix with the loop's. All processes build it
-    and call it in the same order; it serves one thread at a time. A process that is writing may be
-    waited for as long as `UNHURRIED`.
+    and call it in the same order; it serves one thread at a time.
+
+    Args:
+        patience: How long to wait for a process that has not ended: it may be writing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: timedelta = UNHURRIED) -> None:
         alone = world_size() == 1
-        self._group = None if alone else dist.new_group(timeout=UNHURRIED, backend="gloo")
+        self._group = None if alone else dist.new_group(timeout=patience, backend="gloo")
 
     def gather(self, value: Any) -> list[Any]:
         """Give what every process handed in, by rank.
@@ -323,6 +327,30 @@ class Channel:
         gathered = [None] * world_size()
         dist.all_gather_object(gathered, value, group=self._group)
         return gathered
+
+
+class Team:
+    """The processes that do a share of some work each, and all need what comes of the whole.
+
+    All build it at the same place. Whoever is slower is waited for.
+    """
+
+    def __init__(self) -> None:
+        self._channel = Channel(timedelta(days=1))
+
+    def share(self, count: int, batch_size: int) -> range:
+        """Give this process's rows, of `count`: neighbours, in batches as one process makes them."""
+        batches = -(-count // batch_size)
+        first, last = (batches * r // world_size() for r in (rank(), rank() + 1))
+        return range(min(first * batch_size, count), min(last * batch_size, count))
+
+    def gather(self, mine: Sequence[T]) -> list[T]:
+        """Give what came of all shares, in order.
+
+        Raises:
+            RuntimeError: Another process has ended.
+        """
+        return [item for share in self._channel.gather(list(mine)) for item in share]
 
 
 @dataclass(frozen=True)

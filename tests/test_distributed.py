@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist  # noqa: TID251
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blip import distributed
 
@@ -115,7 +117,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["killed", "hung"])
+@pytest.mark.parametrize("job", ["killed", "hung", "deserted"])
 def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> None:
     survivor, lost = start(job, tmp_path, PATIENCE="5")
     try:
@@ -125,9 +127,9 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> Non
         lost.wait()
     assert survivor.returncode == 75
     assert "process 0 of 2 stops: it has lost process 1, which ended or hangs" in error
-    assert "the last checkpoint is whole, and the same command goes on from it" in error
+    assert "what is saved is whole, and the same command goes on from it" in error
     seconds = float(error.strip().splitlines()[-1].split()[0])
-    assert seconds < (30 if job == "killed" else 40)
+    assert seconds < (40 if job == "hung" else 30)
 
 
 def test_alone_a_process_holds_all_and_hears_itself():
@@ -137,6 +139,23 @@ def test_alone_a_process_holds_all_and_hears_itself():
     assert part.local.data_ptr() == tensor.data_ptr()
     assert not part.local.requires_grad
     assert distributed.Channel().gather("word") == ["word"]
+    team = distributed.Team()
+    assert team.share(10, 3) == range(10)
+    assert team.gather([1, 2]) == [1, 2]
+
+
+@given(st.integers(0, 50), st.integers(1, 9), st.integers(1, 8))
+def test_a_team_shares_whole_batches(count: int, batch_size: int, ranks: int) -> None:
+    team, shares = distributed.Team(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "world_size", lambda: ranks)
+        for rank in range(ranks):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            shares.append(team.share(count, batch_size))
+    assert [row for share in shares for row in share] == list(range(count))
+    assert all(share.start % batch_size == 0 for share in shares if share)
+    sizes = [-(-len(share) // batch_size) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (8, 4), (1, 5), (2, 1)])

@@ -211,6 +211,11 @@ def main(job: str, folder: Path) -> None:
                     }
                 case "killed":
                     outcome = run(folder, 2, 1, kill(signal.SIGKILL))
+                case "deserted":
+                    team = distributed.Team()
+                    if distributed.rank():
+                        kill(signal.SIGKILL)()
+                    outcome = team.gather([0])
                 case "hung":
                     outcome = run(folder, 2, 1, kill(signal.SIGSTOP))
             torch.save(outcome, folder / f"{job}.{rank}")

@@ -62,7 +62,7 @@ def retrieval(
     }
     model = find_checkpoint(checkpoint)
     inputs = {"model": [model], "data": [data]}  # photos are known by name: COCO has 6 GB of them
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
+    with stage("evaluate", out, inputs, section, config, metrics, force, together=True) as running:
         if running:
             images = open_evaluation_set(data, photos)
             evaluate_retrieval(config, model, images, running.out, running.journal)
@@ -91,7 +91,7 @@ def captioning(
     }
     model = find_checkpoint(checkpoint)
     inputs = {"model": [model], "data": [data]}  # photos are known by name: COCO has 6 GB of them
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
+    with stage("evaluate", out, inputs, section, config, metrics, force, together=True) as running:
         if running:
             images = open_evaluation_set(data, photos)
             evaluate_captioning(config, model, images, running.out, running.journal)

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from blip.errors import DataError
 PREFETCH = 2  # batches ahead of each worker
 COUNTING = 8  # caption tables read at once, where the manifest does not count
 CACHE_BYTES = 256 * 2**20  # of decoded images that are kept for the next epoch
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -243,9 +245,7 @@ def image_batches(
         yield keys, normalise(torch.stack(pixels))
 
 
-def ahead(
-    load: Callable[[int], tuple[Tensor, ...]], steps: range, num_workers: int
-) -> Iterator[tuple[Tensor, ...]]:
+def ahead(load: Callable[[int], T], steps: range, num_workers: int) -> Iterator[T]:
     """Give `load(step)` of every step, in order, computed ahead by threads if there are any.
 
     Threads, since decoding and resizing leave the interpreter's lock free: nothing is copied
@@ -256,7 +256,7 @@ def ahead(
         return
     todo = iter(steps)
     with ThreadPoolExecutor(num_workers, thread_name_prefix="loader") as pool:
-        pending: collections.deque[Future[tuple[Tensor, ...]]] = collections.deque()
+        pending: collections.deque[Future[T]] = collections.deque()
         try:
             for step in itertools.islice(todo, num_workers * PREFETCH):
                 pending.append(pool.submit(load, step))

@@ -12,9 +12,11 @@ import pyarrow as pa
 import torch
 
 from blip.config import Config
+from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic, mean
 from blip.evaluate.evaluation_set import EvaluationSet
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.files import write_json
@@ -78,23 +80,23 @@ def evaluate_captioning(
 
 @torch.inference_mode()
 def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> dict[str, str]:
-    """Write a caption for every image, by key."""
+    """Write a caption for every image, by key; processes that torchrun started share the images."""
     model, tokenizer, device = open_network(checkpoint, "captioning", config.threads)
     decoding = config.evaluate.decoding
     prompt = tokenizer.prompt(config.finetune.captioning.prompt)
-    progress = Progress("captioning", len(images), "images")
-    captions = {}
-    for keys, pixels in images.batches(model.image_size, decoding.batch_size):
-        draws = [seeded_generator(config.seed, key) for key in keys]
-        with autocast(device, config.evaluate.precision):
-            tokens = model.encode_image(pixels.to(device))
+    precision, team = config.evaluate.precision, Team()
+    mine = team.share(len(images), decoding.batch_size)
+    progress = Progress("captioning", len(mine), "images") if rank() == 0 else None
+    captions: list[str] = []
+    for rows, tokens in image_tokens(model, images, decoding.batch_size, precision, mine):
+        draws = [seeded_generator(config.seed, key) for key in images.keys[rows.start : rows.stop]]
+        with autocast(device, precision):
             memory = model.project_images(tokens, decoding.num_readers)
             written = generate(model, memory, prompt, decoding, draws)
-        captions.update(
-            {key: tokenizer.decode(ids) for key, ids in zip(keys, written, strict=True)}
-        )
-        progress.advance(len(keys))
-    return captions
+        captions += [tokenizer.decode(ids) for ids in written]
+        if progress:
+            progress.advance(len(rows))
+    return dict(zip(images.keys, team.gather(captions), strict=True))
 
 
 def score_captions(captions: dict[str, str], references: dict[str, list[str]]) -> pa.Table:

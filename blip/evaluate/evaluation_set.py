@@ -1,5 +1,6 @@
 """The images and texts to measure on: a dataset version, or a benchmark's own annotation file."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,40 @@ from torch import Tensor
 
 from blip.data.annotations import read_retrieval_set
 from blip.data.dataset import Dataset, open_dataset
-from blip.data.loader import ahead, image_batches
+from blip.data.loader import ahead
+from blip.data.shards import OpenImages
 from blip.data.tasks import read_photo
 from blip.data.transforms import evaluation_resize, normalise
 from blip.errors import ConfigError
+from blip.files import digest_file
 
 THREADS = 4  # that decode, while the model works on the batch before
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Image files in an order."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def digests(self, rows: range) -> list[str]:
+        """Give the sha256 of the bytes of some images.
+
+        Raises:
+            DataError: An image is missing; it is named.
+        """
+        return [digest_file(photo) for photo in self.paths[rows.start : rows.stop]]
+
+    def pixels(self, rows: range, size: int) -> Tensor:
+        """Read some images, neighbours: (B, 3, S, S) float32. Threads may share them.
+
+        Raises:
+            DataError: An image is missing, was changed or cannot be decoded; it is named.
+        """
+        return _stack([read_photo(photo) for photo in self.paths[rows.start : rows.stop]], size)
 
 
 @dataclass(frozen=True)
@@ -42,12 +71,35 @@ class EvaluationSet:
         Raises:
             DataError: An image is missing, was changed or cannot be decoded; it is named.
         """
+        starts = range(0, len(self), batch_size)
+        spans = [range(len(self))[start : start + batch_size] for start in starts]
+        read = ahead(lambda number: self.pixels(spans[number], size), range(len(spans)), THREADS)
+        for span, pixels in zip(spans, read, strict=True):
+            yield list(self.keys[span.start : span.stop]), pixels
+
+    def digests(self, rows: range) -> list[str]:
+        """See `Photos.digests`."""
         if isinstance(self.images, Dataset):
-            yield from image_batches(self.images, size, batch_size)
-            return
-        starts = range(0, len(self.keys), batch_size)
-        for start, images in zip(starts, photo_batches(self.images, size, batch_size), strict=True):
-            yield list(self.keys[start : start + batch_size]), images
+            return list(self.keys[rows.start : rows.stop])
+        return Photos(self.images).digests(rows)
+
+    def pixels(self, rows: range, size: int) -> Tensor:
+        """See `Photos.pixels`."""
+        if isinstance(self.images, Dataset):
+            return _stack([i.read(row) for i, row in self._stored[rows.start : rows.stop]], size)
+        return Photos(self.images).pixels(rows, size)
+
+    @functools.cached_property
+    def _stored(self) -> list[tuple[OpenImages, int]]:
+        """The images of a dataset version: shard and row of each."""
+        assert isinstance(self.images, Dataset)
+        shards = {shard.images_digest: shard for shard in self.images.shards}
+        opened = map(OpenImages, shards.values())
+        return [(images, row) for images in opened for row in range(len(images))]
+
+
+def _stack(images: list[Tensor], size: int) -> Tensor:
+    return normalise(torch.stack([evaluation_resize(image, size) for image in images]))
 
 
 def open_evaluation_set(data: Path, photos: Path | None = None) -> EvaluationSet:

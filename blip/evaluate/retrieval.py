@@ -5,6 +5,7 @@ are ranked by match logit plus cosine; what is not a candidate comes after them.
 an image if it is one of its own captions; an equal sentence of another image is not.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from blip.config import Config
 from blip.data.text import Tokenizer, clean_caption
+from blip.distributed import Team, rank
 from blip.errors import ConfigError, DataError
 from blip.evaluate.bootstrap import Floats, Statistic, mean
 from blip.evaluate.evaluation_set import EvaluationSet
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.models.blip import Blip
@@ -68,6 +71,8 @@ def evaluate_retrieval(
     config: Config, checkpoint: Path, images: EvaluationSet, out: Path, tracker: Tracker
 ) -> None:
     """Measure retrieval on a test set: TR and IR R@1/5/10 in percent and their means.
+
+    Processes that torchrun started share the images; the numbers are those of one.
 
     Writes `metrics.json` with bootstrap intervals over images, and `per_example.parquet`
     (`PER_IMAGE`), from which they, and comparisons, can be computed again.
@@ -121,6 +126,8 @@ def rerank(
     texts: Tensor,
     k: int,
     judges: Iterable[Judge],
+    mine: range | None = None,
+    gather: Callable[[list[NDArray[np.float32]]], list[NDArray[np.float32]]] = list,
 ) -> tuple[Candidates, NDArray[np.float32], Candidates, NDArray[np.float32]]:
     """Find and rank candidates both ways.
 
@@ -131,7 +138,9 @@ def rerank(
         images: (I, E) unit vectors.
         texts: (T, E) unit vectors.
         k: Candidates of a query, clipped to their number.
-        judges: One an image, in their order.
+        judges: One for each of `mine`, in their order.
+        mine: The images that this process judges, neighbours; all without.
+        gather: Puts what several processes found together, in order.
 
     Returns:
         For the images as queries: candidates and their scores (I, k); the same for the texts.
@@ -143,12 +152,15 @@ def rerank(
     places = np.argsort(flat, kind="stable")
     starts = np.searchsorted(flat[places], np.arange(len(images) + 1))
     width = of_texts.indices.shape[1]
-    for image, judge in enumerate(judges):
-        mine = places[starts[image] : starts[image + 1]]
-        wanted = np.union1d(of_images.indices[image], mine // width)
-        logits = judge(wanted)
-        image_scores[image] += logits[np.searchsorted(wanted, of_images.indices[image])]
-        text_scores.ravel()[mine] += logits[np.searchsorted(wanted, mine // width)]
+    chosen = [places[a:b] for a, b in itertools.pairwise(starts)]
+    wanted = [np.union1d(of_images.indices[i], own // width) for i, own in enumerate(chosen)]
+    numbers = range(len(images)) if mine is None else mine
+    judged = gather([judge(wanted[i]) for i, judge in zip(numbers, judges, strict=True)])
+    for image, logits in enumerate(judged):
+        texts_of = np.searchsorted(wanted[image], of_images.indices[image])
+        image_scores[image] += logits[texts_of]
+        own = chosen[image]
+        text_scores.ravel()[own] += logits[np.searchsorted(wanted[image], own // width)]
     return of_images, image_scores, of_texts, text_scores
 
 
@@ -179,15 +191,19 @@ def _rank(
     model: Blip, images: EvaluationSet, texts: Texts, owner: Integers, config: Config
 ) -> tuple[Integers, Integers]:
     """Give the rank of every image's best own text (I), and of its image for every text (T)."""
-    size = config.evaluate.batch_size
-    batches = _encode(model, images, config)
-    image_embeds = torch.cat([model.embed_image(tokens) for tokens in batches])
+    size, team = config.evaluate.batch_size, Team()
+    mine = team.share(len(images), size)
+    batches = image_tokens(model, images, size, config.evaluate.precision, mine)
+    embeds = team.gather([model.embed_image(tokens).cpu() for _, tokens in batches])
+    image_embeds = torch.cat(embeds).to(model.match_head.weight.device)
     with _autocast(model, config):
         text_embeds = embed_texts(model, texts, size)
     num_images, num_texts = len(image_embeds), len(texts)
-    judges = track(_judges(model, images, texts, config), "re-ranking", num_images, "images")
+    judges: Iterable[Judge] = _judges(model, images, mine, texts, config)
+    if rank() == 0:
+        judges = track(judges, "re-ranking", len(mine), "images")
     of_images, image_scores, of_texts, text_scores = rerank(
-        image_embeds, text_embeds, config.evaluate.k, judges
+        image_embeds, text_embeds, config.evaluate.k, judges, mine, team.gather
     )
     each = ranks(of_images.indices[owner], image_scores[owner], np.arange(num_texts), num_texts)
     best = np.full(num_images, num_texts, dtype=np.int64)
@@ -195,8 +211,10 @@ def _rank(
     return best, ranks(of_texts.indices, text_scores, owner, num_images)
 
 
-def _judges(model: Blip, images: EvaluationSet, texts: Texts, config: Config) -> Iterator[Judge]:
-    """Give the judge of every image; the projections of one batch of images are held."""
+def _judges(
+    model: Blip, images: EvaluationSet, mine: range, texts: Texts, config: Config
+) -> Iterator[Judge]:
+    """Give the judge of every one of some images; the projections of one batch of images are held."""
     size = config.evaluate.batch_size
 
     def judge(memory: Memory, wanted: Integers) -> NDArray[np.float32]:
@@ -205,7 +223,7 @@ def _judges(model: Blip, images: EvaluationSet, texts: Texts, config: Config) ->
         matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
         return matched
 
-    for tokens in _encode(model, images, config):
+    for _, tokens in image_tokens(model, images, size, config.evaluate.precision, mine):
         with _autocast(model, config):
             memory = model.project_images(tokens)
         for image in range(len(tokens)):
@@ -222,15 +240,6 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
         torch.cat([f.indices for f in found]).cpu().numpy(),
         torch.cat([f.values for f in found]).cpu().numpy(),
     )
-
-
-def _encode(model: Blip, images: EvaluationSet, config: Config) -> Iterator[Tensor]:
-    """Give the tokens of all images, batch by batch."""
-    device = model.match_head.weight.device
-    for _, pixels in images.batches(model.image_size, config.evaluate.batch_size):
-        with _autocast(model, config):
-            tokens = model.encode_image(pixels.to(device))
-        yield tokens
 
 
 def _autocast(model: Blip, config: Config) -> torch.autocast:
