@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -95,13 +96,17 @@ def image_tokens(
 class FeatureStore:
     """Tensors on disk, by name: as many as fit; those not used for longest make room for others.
 
-    What this process has used stays while it runs: of a set that is larger than the store, a part is
-    kept, instead of each block making room for the next. Threads may share it.
+    Threads and processes may share it.
+
+    Args:
+        folder: Where.
+        limit: Bytes that are kept.
+        since: What was used after this time (in seconds since the epoch) stays. So of a set that is
+            larger than the store a part is kept, instead of each block making room for the next.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
-        self._used: set[Path] = set()
+    def __init__(self, folder: Path, limit: int, since: float) -> None:
+        self._folder, self._limit, self._since = folder, limit, since
 
     def read(self, name: str) -> Tensor | None:
         """Map a tensor into memory; None where it is not there."""
@@ -115,7 +120,6 @@ class FeatureStore:
             log.warning("%s; it is computed again", error)
             path.unlink(missing_ok=True)
             return None
-        self._used.add(path)
         return tensor
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -128,8 +132,6 @@ class FeatureStore:
         except DataError as error:
             log.warning("%s; no more image tokens are kept", error)
             self._limit = 0
-            return
-        self._used.add(path)
 
     def _place(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
@@ -143,10 +145,10 @@ class FeatureStore:
                     status = path.stat()
                     found.append((status.st_mtime, path, status.st_size))
         excess = sum(length for *_, length in found) + size - self._limit
-        others = [(path, length) for _, path, length in sorted(found) if path not in self._used]
-        if excess > sum(length for _, length in others):
+        unused = [(path, length) for time, path, length in sorted(found) if time < self._since]
+        if excess > sum(length for _, length in unused):
             return False
-        for path, length in others:
+        for path, length in unused:
             if excess <= 0:
                 break
             path.unlink(missing_ok=True)
@@ -165,7 +167,10 @@ def open_store() -> FeatureStore | None:
         size = int(float(limit) * 1e9)
     except ValueError:
         raise ConfigError(f"{LIMIT}={limit}: must be a number of 10^9 bytes") from None
-    return FeatureStore(Path(os.environ.get(FOLDER, "runs/features")), size) if size > 0 else None
+    if size <= 0:
+        return None
+    folder = Path(os.environ.get(FOLDER, "runs/features"))
+    return FeatureStore(folder, size, psutil.Process().create_time())
 
 
 def _describe_encoder(model: Blip, precision: Precision) -> str:

@@ -1,6 +1,7 @@
 """Image tokens are computed once; what is read is what would be computed, whatever is kept."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_the_store_is_bounded(
 ) -> None:
     folder = tmp_path_factory.mktemp("store")
     for number, (name, size) in enumerate(writes):
-        store = FeatureStore(folder, 1000)  # as a process that comes later
+        store = FeatureStore(folder, 1000, time.time() + 1)  # as a process that comes later
         tensor = torch.full((size,), number, dtype=torch.uint8)
         if store.read(str(name)) is None:
             store.write(str(name), tensor)
@@ -138,14 +139,12 @@ def test_the_store_is_bounded(
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 1000
 
 
-def test_the_oldest_makes_room_but_not_what_this_process_uses(tmp_path: Path) -> None:
-    tensor = torch.zeros(400, dtype=torch.uint8)
-    earlier = FeatureStore(tmp_path, 1700)
+def test_the_oldest_makes_room_but_not_what_is_in_use(tmp_path: Path) -> None:
+    tensor, began = torch.zeros(400, dtype=torch.uint8), time.time() - 1
+    store = FeatureStore(tmp_path, 1700, began)
     for age, name in ((300, "a"), (200, "b"), (100, "c")):
-        earlier.write(name, tensor)
-        status = (tmp_path / f"{name}.safetensors").stat()
-        os.utime(tmp_path / f"{name}.safetensors", (status.st_atime, status.st_mtime - age))
-    store = FeatureStore(tmp_path, 1700)
+        store.write(name, tensor)
+        os.utime(tmp_path / f"{name}.safetensors", (began - age, began - age))
     assert store.read("a") is not None
     store.write("d", tensor)
     assert {path.stem for path in tmp_path.iterdir()} == {"a", "c", "d"}
@@ -156,7 +155,7 @@ def test_the_oldest_makes_room_but_not_what_this_process_uses(tmp_path: Path) ->
 
 def test_a_full_disk_only_ends_the_keeping(tmp_path: Path, caplog) -> None:
     (tmp_path / "file").write_text("")
-    store = FeatureStore(tmp_path / "file", 10**6)  # where nothing can be written
+    store = FeatureStore(tmp_path / "file", 10**6, 0.0)  # where nothing can be written
     for _ in range(2):
         store.write("a", torch.zeros(4))
     assert store.read("a") is None
