@@ -1,0 +1,134 @@
+"""A real cluster for the tests marked `kube`, a namespace of their own, and a volume that pods share with us.
+
+`BLIP_KUBECONFIG` names a running cluster of one node, which is this machine; without it one is started from the
+reference material, as root with containerd, or the tests are skipped.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IMAGE = "docker.io/library/python:3.11-slim"
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory, request: Any) -> Iterator[Path]:
+    """The kubeconfig of a cluster's administrator; the file `env` beside it says more of the cluster."""
+    if named := os.environ.get("BLIP_KUBECONFIG"):
+        yield Path(named)
+        return
+    if os.geteuid() or not shutil.which("containerd") or not shutil.which("runc"):
+        pytest.skip("needs a cluster: set BLIP_KUBECONFIG, or be root and have containerd")
+    parts = request.getfixturevalue("shared") / "kube"
+    if not parts.is_dir():
+        pytest.skip("needs a cluster: set BLIP_KUBECONFIG")
+    folder = Path(tempfile.mkdtemp(prefix="kube-"))  # short: it holds sockets
+    environment = {**os.environ, "KUBEBUILDER_ASSETS": str(_binaries(parts, folder / "bin"))}
+    environment["KUBE_IMAGES"] = f"{_pause(parts, folder)} {_python(parts, folder)}"
+    cluster = folder / "cluster"
+    try:
+        start = subprocess.run(
+            [str(parts / "start-cluster.sh"), str(cluster)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        yield Path(start.stdout.strip())
+    finally:
+        stop = [str(parts / "stop-cluster.sh"), str(cluster), "--purge"]
+        subprocess.run(stop, env=environment, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _binaries(parts: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("hyperkube", "etcd"):
+        _unpack(parts / f"{name}.xz", folder / name).chmod(0o755)
+    for name in ("apiserver", "controller-manager", "scheduler", "let", "ctl"):
+        dash = "" if name in ("let", "ctl") else "-"
+        (folder / f"kube{dash}{name}").symlink_to("hyperkube")
+    return folder
+
+
+def _pause(parts: Path, folder: Path) -> Path:
+    return _unpack(parts / "pause.tar.xz", folder / "pause.tar")
+
+
+def _python(parts: Path, folder: Path) -> Path:
+    prefix = subprocess.check_output(
+        ["python3", "-c", "import sys; print(sys.base_prefix)"], text=True
+    )
+    script, image = parts / "mk-python-image.sh", folder / "python.tar"
+    subprocess.run(
+        [str(script), prefix.strip(), str(folder / "work"), str(image)],
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return image
+
+
+def _unpack(packed: Path, target: Path) -> Path:
+    with target.open("wb") as file:
+        subprocess.run(["xz", "-dc", str(packed)], stdout=file, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def host_address(kubeconfig: Path) -> str:
+    """Where pods find servers on this machine's loopback."""
+    file = kubeconfig.with_name("env")
+    lines = file.read_text().splitlines() if file.exists() else []
+    addresses = [line.partition("=")[2] for line in lines if line.startswith("BR_IP=")]
+    if not addresses:
+        pytest.skip("needs a cluster that says how pods reach this machine")
+    return addresses[0]
+
+
+class Kubectl:
+    """Calls of `kubectl` as the administrator."""
+
+    def __init__(self, kubeconfig: Path, namespace: str = "default") -> None:
+        self.kubeconfig, self.namespace = kubeconfig, namespace
+
+    def __call__(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
+        ours = self.kubeconfig.parents[1] / "bin" / "kubectl"  # of a cluster that we started
+        program = shutil.which("kubectl") or str(ours)
+        command = [program, f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}"]
+        result = subprocess.run(
+            [*command, *arguments], input=text, capture_output=True, text=True, check=False
+        )
+        assert not check or result.returncode == 0, result.stderr
+        return result.stdout
+
+
+@pytest.fixture
+def namespace(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh namespace, deleted afterwards; KUBECONFIG names its cluster."""
+    name = f"blip-test-{uuid.uuid4().hex[:8]}"
+    kubectl = Kubectl(kubeconfig)
+    kubectl("create", "namespace", name)
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    try:
+        yield name
+    finally:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def kubectl(kubeconfig: Path, namespace: str) -> Kubectl:
+    """`kubectl` in the namespace."""
+    kubectl = Kubectl(kubeconfig, namespace)
+    deadline = time.monotonic() + 30
+    while "default" not in kubectl("get", "serviceaccounts", "-o", "name"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return kubectl
