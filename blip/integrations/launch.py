@@ -174,10 +174,14 @@ class LocalLauncher:
 
 def _with_parent(command: str) -> list[str]:
     """Give the arguments that run a shell command, which ends with us where `setpriv` is there."""
-    simple = not any(operator in command for operator in "\n;&|")
-    shell = ["sh", "-c", f"exec {command}" if simple else command]
-    setpriv = shutil.which("setpriv")
+    shell, setpriv = shell_arguments(command), shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--", *shell] if setpriv else shell
+
+
+def shell_arguments(command: str) -> list[str]:
+    """Give the arguments that run a command as a shell does, in the shell's place where it is one alone."""
+    simple = not any(operator in command for operator in "\n;&|")
+    return ["sh", "-c", f"exec {command}" if simple else command]
 
 
 def _pass_on(stream: IO[str] | None, say: Say, last: list[str]) -> None:

@@ -161,12 +161,7 @@ def prepare(name: str, *, pull: bool = False) -> Prepared:
         if all("changed outs" in change for change in changes) and _as_recorded(stage):
             stage.commit()  # it is all there, only the cache has lost it
             return Prepared("cached")
-        missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
-        if missing:
-            raise DataError(
-                f"stage {name} needs {', '.join(missing)}, which is not there: "
-                "make or fetch it first"
-            )
+        _check_inputs(stage)
         stage.remove_outs(ignore_remove=False, force=False)
         try:
             repo.stage_cache.restore(stage, pull=pull)
@@ -175,6 +170,20 @@ def prepare(name: str, *, pull: bool = False) -> Prepared:
             return Prepared("stale", _key(stage), _inputs(stage))
         repo.commit(name, force=True)
         return Prepared("restored")
+
+
+@_through_dvc
+def stage_digest(name: str) -> str:
+    """Give the key that `prepare` would give a stale stage, and change nothing.
+
+    Raises:
+        DataError: Something that it depends on is not there.
+    """
+    with _open() as repo, _locked(repo):
+        stage = _stage(repo, name)
+        _check_inputs(stage)
+        stage.save_deps()
+        return _key(stage)
 
 
 @_through_dvc
@@ -341,6 +350,15 @@ def _locked(repo: Any) -> Iterator[None]:
 def _stage(repo: Any, name: str) -> Any:
     (stage,) = repo.stage.collect(name)
     return stage
+
+
+def _check_inputs(stage: Any) -> None:
+    missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
+    if missing:
+        raise DataError(
+            f"stage {stage.addressing} needs {', '.join(missing)}, which is not there: "
+            "make or fetch it first"
+        )
 
 
 def _as_recorded(stage: Any) -> bool:
