@@ -6,6 +6,7 @@ the project brings the server to that version.
 
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
 
 from blip.errors import IntegrationError
 from blip.files import read_json
@@ -25,6 +27,7 @@ PROCESSES, KUBERNETES = "blip", "blip-kubernetes"
 TEMPLATE = Path("k8s/job-template.json")
 
 ZOMBIES = "blip: flow runs that fell silent have crashed"
+PATIENCE = 300.0  # seconds that a server may take to start
 SILENCE = timedelta(seconds=150)  # five heartbeats, of which the deployments send one in 30 s
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", "Cached")
 WAITS = ("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended", "Late")
@@ -37,10 +40,14 @@ def install(silence: timedelta = SILENCE) -> None:
         silence: How long a flow run may send nothing before it counts as crashed.
 
     Raises:
-        BlipError: The cluster's `jobs.yaml` or the job template does not pass, or a deployment is refused.
+        BlipError: There is no server, `jobs.yaml` or the job template does not pass, or a deployment is refused.
     """
     cluster = load_cluster()
+    url = get_current_settings().api.url
+    if url is None:
+        raise IntegrationError("there is no Prefect server to install on: set PREFECT_API_URL")
     with get_client(sync_client=True) as client:
+        _await(client, url)
         _install_pool(client, PROCESSES, "process", None)
         _install_pool(client, KUBERNETES, "kubernetes", job_template(cluster))
         client.upsert_global_concurrency_limit_by_name(limit_name(cluster), 1)
@@ -99,6 +106,19 @@ def crash_of_silent_runs(silence: timedelta) -> AutomationCore:
             )
         ],
     )
+
+
+def _await(client: SyncPrefectClient, url: str) -> None:
+    """Give a server that starts with us its time.
+
+    Raises:
+        IntegrationError: It does not answer, or not us.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while problem := client.api_healthcheck():
+        if time.monotonic() > deadline:
+            raise IntegrationError(f"the Prefect server at {url} does not answer: {problem}")
+        time.sleep(1.0)
 
 
 def _install_pool(

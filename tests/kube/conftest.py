@@ -7,6 +7,7 @@ reference material, as root with containerd, or the tests are skipped.
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kube import images
 
 IMAGE = "docker.io/library/python:3.11-slim"
 
@@ -132,3 +135,24 @@ def kubectl(kubeconfig: Path, namespace: str) -> Kubectl:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return kubectl
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the image's build has its configuration."""
+    return tmp_path_factory.mktemp("image")
+
+
+@pytest.fixture(scope="session")
+def image(kubeconfig: Path, image_folder: Path) -> str:
+    """The image of this checkout, built here; the node has it only once a test gives it to it."""
+    if os.geteuid() or not shutil.which("buildah") or not shutil.which("podman"):
+        pytest.skip("needs buildah and podman, as root")
+    if not images.has_image(images.BASE, image_folder):
+        images.Node(kubeconfig).take(images.BASE, image_folder)
+    began = time.monotonic()
+    images.build(images.ROOT, image_folder)
+    took = time.monotonic() - began
+    size = images.size(images.IMAGE, image_folder)
+    sys.stdout.write(f"{images.IMAGE}: {size / 1e9:.2f} GB, built in {took:.0f} s\n")
+    return images.IMAGE
