@@ -39,7 +39,7 @@ def test_it_runs_a_stage_as_nobody_on_a_root_that_cannot_be_written(
     params = yaml.safe_dump(config)
     result = run(
         image,
-        folder,
+        image_folder,
         f"cat >params.yaml <<'X'\n{params}\nX\n"
         """
         id -u; ! touch /opt/venv/x 2>/dev/null; blip --help >help; grep -c pretrain help
