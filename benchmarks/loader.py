@@ -126,7 +126,7 @@ def write_version(out: Path, count: int) -> None:
     first |= {"annotations": str(source / "pairs.json"), "images": str(source)}
     document |= {"sources": {"web": first}, "shard_size": SHARD_SIZE if count > SHARD_SIZE else 16}
     out.mkdir(parents=True)
-    ingest(config.Ingest.model_validate(document), "web", out, NullTracker())
+    ingest(config.Ingest.model_validate(document), "web", out, out.parent / "run", NullTracker())
     train_vocabulary(captions * 2, 200, out.parent.parent)
 
 

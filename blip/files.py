@@ -119,11 +119,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        for file in sorted(partial.rglob("*")):
-            if file.is_file():
-                sync_file(file)
-        for folder in [partial, *(f for f in partial.rglob("*") if f.is_dir())]:
-            sync_directory(folder)
+        _sync_tree(partial)
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
@@ -132,6 +128,35 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Fill a folder that takes its name when it is whole and on disk, unless another took it first.
+
+    For what several processes may make at once: whoever makes it, the content is the same.
+
+    Raises:
+        DataError: The disk is full or the place cannot be written.
+    """
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        partial.chmod(0o777 & ~_umask())
+        yield partial
+        _sync_tree(partial)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        sync_directory(path.parent)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -201,6 +226,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring all files and names below a folder down to the disk."""
+    inside = sorted(folder.rglob("*"))
+    for path in inside:
+        if path.is_file():
+            sync_file(path)
+    for path in [folder, *(path for path in inside if path.is_dir())]:
+        sync_directory(path)
 
 
 def _umask() -> int:

@@ -2,10 +2,10 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,16 @@ from torch import Tensor, nn
 from blip.config import Decoding
 from blip.data.text import Tokenizer, clean_caption, clean_question
 from blip.data.transforms import normalise
-from blip.errors import CheckpointError, ConfigError, DataError
+from blip.errors import ConfigError, DataError
+from blip.evaluate.network import Need, open_network
 from blip.evaluate.vqa import encode_questions, rank_answers
-from blip.models.blip import Blip, Parts
-from blip.models.checkpoint import read_checkpoint
-from blip.models.device import prepare_device
+from blip.models.blip import Blip
 from blip.models.generation import generate
 from blip.models.gradcam import grad_cam
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.models.vit import resize_position_embedding
 
 T = TypeVar("T")
-
-Need = Literal["captioning", "vqa", "matching", "features"]
-
-# Which models serve a need: a pre-trained one has everything of the captioner and the matcher.
-SUFFICIENT: Mapping[Need, tuple[Parts, ...]] = {
-    "captioning": ("captioning", "pretrain"),
-    "vqa": ("vqa",),
-    "matching": ("matching", "retrieval", "pretrain"),
-    "features": ("features", "matching", "retrieval", "pretrain", "vqa"),
-}
 
 # BLIP.md 1.1.
 CAPTION_WORDS, CAPTION_TOKENS = 30, 35
@@ -280,18 +269,11 @@ def load_predictor(
         CheckpointError: It cannot be read, or was made for something else.
         ConfigError: There is no such vocabulary, or the image size is not of whole patches.
     """
-    checkpoint = read_checkpoint(path, vocabulary)
-    model = checkpoint.model
-    if model.parts not in SUFFICIENT[need]:
-        raise CheckpointError(
-            f"{path}: holds a model for {model.parts!r}, but {need} needs one for "
-            f"{' or '.join(map(repr, SUFFICIENT[need]))}: name another checkpoint"
-        )
+    model, tokenizer, _ = open_network(path, need, torch.get_num_threads(), vocabulary)
     if image_size is not None:
         _resample(model, image_size)
     model.vision.requires_grad_(False)  # Grad-CAM then keeps nothing of the image encoder
-    device = prepare_device(torch.get_num_threads())
-    return Predictor(model.to(device).eval(), Tokenizer(checkpoint.vocabulary))
+    return Predictor(model, tokenizer)
 
 
 def _resample(model: Blip, image_size: int) -> None:

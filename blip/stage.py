@@ -4,6 +4,9 @@ A stage's *key* is the digest of its verb, its part of the configuration and the
 run needs to go on (checkpoints, finished shards, the journal) lives in `runs/<verb>-<key>/`; the output directory
 carries `stage.json`, which says what made it, and nothing that differs between two equal runs. What does (the
 commit, the machine) is in `manifest.json` beside the journal, and travels with checkpoints and to MLflow.
+
+Work that goes shard by shard may be cut into *parts*, for as many processes or machines as share the folder: each
+finishes its shards there, and the stage itself, run before, during or after, finds them and does the rest.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.config import Config, dump_config
-from blip.errors import DataError
+from blip.errors import BlipError, ConfigError, DataError
 from blip.files import (
     atomic_directory,
     digest_directory,
@@ -37,6 +40,34 @@ log = logging.getLogger(__name__)
 RECORD = "stage.json"
 MANIFEST = "manifest.json"
 CHANGES = "changes.diff"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a stage's work: every `count`-th shard, from the one numbered `index` on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """Read `I/N`.
+
+        Raises:
+            ConfigError: It is not of that form, or I is not among 0 to N - 1.
+        """
+        index, slash, count = text.partition("/")
+        if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+            return cls(int(index), int(count))
+        raise ConfigError(f"--part {text}: must be I/N with I from 0 to N - 1, as 0/8, ..., 7/8")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+
+def share(num_shards: int, part: Part | None) -> range:
+    """Give the numbers of the shards that a part does; of all where it is not a part."""
+    return range(num_shards) if part is None else range(part.index, num_shards, part.count)
 
 
 @dataclass(frozen=True)
@@ -87,13 +118,17 @@ class Job:
 
 @dataclass
 class Stage:
-    """A stage under way: where to write, where to keep what must survive, whom to tell."""
+    """A stage under way: where to write, where to keep what must survive, whom to tell.
+
+    Where it is a `part` alone, nothing is written to `out`.
+    """
 
     job: Job
     key: str
     out: Path
     run_dir: Path
     journal: Tracker
+    part: Part | None = None
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -128,7 +163,7 @@ def input_digest(path: Path | str) -> str:
 
 def stage_key(job: Job) -> str:
     """Give the digest that names this work: verb, configuration and inputs, and nothing of where or when."""
-    return digest_json([job.verb, job.config, job.input_digests()])
+    return _key(job, job.input_digests())
 
 
 def finished(job: Job, key: str) -> bool:
@@ -148,8 +183,9 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
         DataError: An input is missing.
         BlipError: The same stage is running already.
     """
-    key = stage_key(job)
-    run_dir = job.runs / f"{job.verb}-{key[:16]}"
+    inputs = job.input_digests()
+    key = _key(job, inputs)
+    run_dir = _run_dir(job, key)
     writing = lock(job.runs / "locks" / _slug(job.out), f"a stage that writes {job.out}")
     # The working state is shared by workspaces: where another one does the same just now, it goes first.
     working = lock(run_dir / "lock", f"stage {job.name}", wait=True)
@@ -160,26 +196,8 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
             return
         if force:
             _forget(run_dir)
-        journal = Journal(run_dir / "journal.jsonl")
-        inputs = job.input_digests()
-        journal.start(
-            stage=job.verb,
-            name=job.name,
-            key=key,
-            experiment=job.experiment,
-            params=job.config,
-            inputs={
-                r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)]
-                for r, ds in inputs.items()
-            },
-            manifest=_write_manifest(job, key, inputs, run_dir),
-        )
-        for name in (MANIFEST, CHANGES):
-            if (run_dir / name).exists():
-                journal.artifact(run_dir / name)
-        status: Status = "KILLED"
-        output = None
-        try:
+        journal = _start(job, key, inputs, run_dir, "journal.jsonl")
+        with _ending(journal) as output:
             with atomic_directory(job.out) as out:
                 stage = Stage(job, key, out, run_dir, journal)
                 yield stage
@@ -187,13 +205,40 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
                 record["output"] = digest_directory(out, without=frozenset({RECORD}))
                 write_json_file(out / RECORD, record)
             journal.metrics({"perf/seconds": stage.seconds})
-            status, output = "FINISHED", str(record["output"])
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            journal.end(status, output)
+            output.append(str(record["output"]))
         _forget(run_dir)
+
+
+@contextlib.contextmanager
+def run_part(job: Job, part: Part) -> Iterator[Stage | None]:
+    """Run a part of a stage: yields None where the stage's output is already there.
+
+    The body keeps what it finishes in `stage.run_dir`, whole and under its name at once: other parts, and the stage
+    itself, may be at work there. The same part waits for its other self, as one whose machine is taken for lost.
+
+    Raises:
+        DataError: An input is missing.
+    """
+    inputs = job.input_digests()
+    key = _key(job, inputs)
+    run_dir = _run_dir(job, key)
+    name = f"{part.index}-of-{part.count}"
+    with lock(run_dir / f"lock-{name}", f"part {part} of stage {job.name}", wait=True):
+        if finished(job, key):
+            log.info("%s is up to date", job.name)
+            yield None
+            return
+        journal = _start(job, key, inputs, run_dir, f"journal-{name}.jsonl")
+        with _ending(journal):
+            stage = Stage(job, key, job.out, run_dir, journal, part)
+            try:
+                yield stage
+            except BlipError:
+                if not finished(job, key):
+                    raise
+                # The stage, which waits for no part, has removed what this one was writing into.
+                log.info("%s was finished meanwhile", job.name)
+            journal.metrics({"perf/seconds": stage.seconds}, step=part.index)
 
 
 @contextlib.contextmanager
@@ -234,6 +279,52 @@ def read_manifest(run_dir: Path) -> dict[str, Any] | None:
     """Read what a run says of itself; None where it is not that of a stage."""
     path = run_dir / MANIFEST
     return dict(read_json(path)) if path.exists() else None
+
+
+def _key(job: Job, inputs: Mapping[str, list[str]]) -> str:
+    return digest_json([job.verb, job.config, inputs])
+
+
+def _run_dir(job: Job, key: str) -> Path:
+    return job.runs / f"{job.verb}-{key[:16]}"
+
+
+def _start(
+    job: Job, key: str, inputs: Mapping[str, list[str]], run_dir: Path, name: str
+) -> Journal:
+    """Open a journal and say what begins, and where it comes from."""
+    journal = Journal(run_dir / name)
+    journal.start(
+        stage=job.verb,
+        name=job.name,
+        key=key,
+        experiment=job.experiment,
+        params=job.config,
+        inputs={
+            r: [[str(p), d] for p, d in zip(job.inputs[r], ds, strict=True)]
+            for r, ds in inputs.items()
+        },
+        manifest=_write_manifest(job, key, inputs, run_dir),
+    )
+    for about in (MANIFEST, CHANGES):
+        if (run_dir / about).exists():
+            journal.artifact(run_dir / about)
+    return journal
+
+
+@contextlib.contextmanager
+def _ending(journal: Journal) -> Iterator[list[str]]:
+    """Say in a journal how the body ended; it puts the digest of what it made, if anything, into the list."""
+    status: Status = "KILLED"
+    output: list[str] = []
+    try:
+        yield output
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        journal.end(status, *output)
 
 
 def _write_manifest(

@@ -19,6 +19,7 @@ from blip.files import (
     digest_directory,
     digest_json,
     lock,
+    new_directory,
     read_json,
     write_json,
 )
@@ -54,6 +55,23 @@ def test_failed_writer_leaves_the_old_file_and_nothing_beside(tmp_path: Path) ->
         raise RuntimeError
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+def test_of_two_writers_of_a_new_directory_the_first_counts(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with new_directory(path) as first, new_directory(path) as second:
+        assert first != second
+        (first / "name").write_text("first")
+        (second / "name").write_text("second")
+    assert (path / "name").read_text() == "second"  # which left its context before the other
+    assert names(tmp_path) == ["new"]
+    with pytest.raises(RuntimeError), new_directory(tmp_path / "failed") as folder:
+        (folder / "name").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["new"]
+    path.joinpath("file").write_text("")
+    with pytest.raises(DataError, match="file: cannot be written"), new_directory(path / "file"):
+        pass
 
 
 def test_failed_writer_leaves_the_old_directory(tmp_path: Path) -> None:

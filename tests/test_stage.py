@@ -1,5 +1,6 @@
 """A stage: once, whole, and never twice at the same time."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from blip.errors import BlipError, DataError
-from blip.files import digest_json, read_json
+from blip.files import atomic_file, digest_json, read_json, write_text
 from blip.stage import (
     CHANGES,
     MANIFEST,
     RECORD,
     Job,
+    Part,
     Provenance,
     input_digest,
     read_manifest,
+    run_part,
     run_stage,
     stage_key,
 )
@@ -128,6 +131,39 @@ def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
         for config in ({"x": 1}, {"x": 2}):
             with pytest.raises(BlipError, match=r"a stage that writes .*out is already running"):
                 run(job(tmp_path, config=config))
+
+
+def test_a_part_keeps_its_work_and_makes_no_output(tmp_path: Path) -> None:
+    with run_part(job(tmp_path), Part(1, 3)) as part:
+        assert part is not None
+        assert (part.part, part.out) == (Part(1, 3), tmp_path / "out")
+        write_text(part.run_dir / "shards" / "one", "one")
+    assert not (tmp_path / "out").exists()
+    assert (part.run_dir / "shards" / "one").exists()
+    told, _ = read_journal(part.run_dir / "journal-1-of-3.jsonl")
+    assert [event["event"] for event in told] == ["start", "artifact", "metrics", "end"]
+    assert (told[2]["step"], told[-1]["status"], told[-1]["output"]) == (1, "FINISHED", None)
+    assert run(job(tmp_path))
+    assert not (part.run_dir / "shards").exists()
+    with run_part(job(tmp_path), Part(1, 3)) as part:
+        assert part is None
+
+
+def test_a_part_whose_stage_is_finished_meanwhile_is_no_failure(tmp_path: Path) -> None:
+    def late(finish: bool) -> None:
+        with run_part(job(tmp_path, config={"finish": finish}), Part(0, 2)) as part:
+            assert part is not None
+            (part.run_dir / "shards").mkdir()
+            with pytest.raises(DataError), atomic_file(part.run_dir / "shards" / "one"):
+                if finish:
+                    assert run(part.job)  # removes what is being written
+                else:
+                    shutil.rmtree(part.run_dir / "shards")
+            raise DataError("cannot be written")
+
+    late(finish=True)
+    with pytest.raises(DataError, match="cannot be written"):
+        late(finish=False)
 
 
 def test_same_work_for_another_output_waits_its_turn(tmp_path: Path) -> None:

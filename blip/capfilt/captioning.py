@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 
-from blip.capfilt.versions import Row, finish_shards, publish, report
+from blip.capfilt.versions import Row, finish_shards, publish, read_finished, report
 from blip.config import Config
 from blip.data.dataset import Dataset, canonical_json, caption_id, open_dataset
 from blip.data.loader import image_batches
@@ -14,12 +14,18 @@ from blip.data.text import VOCABULARY, Tokenizer
 from blip.models.checkpoint import load_model
 from blip.models.device import autocast, prepare_device
 from blip.models.generation import generate, seeded_generator
-from blip.stage import input_digest
+from blip.stage import Part, input_digest
 from blip.tracker import Tracker
 
 
 def caption(
-    config: Config, model: Path, data: Path, out: Path, run_dir: Path, tracker: Tracker
+    config: Config,
+    model: Path,
+    data: Path,
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
+    part: Part | None = None,
 ) -> None:
     """Write one synthetic caption for every image of a dataset version.
 
@@ -32,6 +38,7 @@ def caption(
         out: Receives a version of the same images with the synthetic texts.
         run_dir: Keeps the shards that are finished.
         tracker: Told the speed.
+        part: Which shards to finish, and no more; all without, and `out` is written.
 
     Raises:
         DataError: A shard was changed, or an image cannot be decoded.
@@ -82,9 +89,11 @@ def caption(
                 ],
             )
 
-    tables = finish_shards(dataset, run_dir, write, "captioning", tracker)
+    finish_shards(dataset, run_dir, write, "captioning", tracker, part)
+    if part:
+        return
     source = {"stage": "caption", "parents": [dataset.digest], "generator": writer}
-    texts = publish(dataset, tables, out, source)["text"]
+    texts = publish(dataset, read_finished(dataset, run_dir), out, source)["text"]
     words = pc.list_value_length(pc.utf8_split_whitespace(texts))
     found = {
         "captions": len(texts),

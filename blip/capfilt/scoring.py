@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 
-from blip.capfilt.versions import Row, finish_shards, publish, read_texts, report
+from blip.capfilt.versions import Row, finish_shards, publish, read_finished, read_texts, report
 from blip.config import Config
 from blip.data.dataset import Dataset, open_dataset
 from blip.data.loader import image_batches
@@ -15,12 +15,18 @@ from blip.errors import DataError
 from blip.models.checkpoint import load_model
 from blip.models.device import autocast, prepare_device
 from blip.models.matching import Texts, embed_texts, match_texts
-from blip.stage import input_digest
+from blip.stage import Part, input_digest
 from blip.tracker import Tracker
 
 
 def score(
-    config: Config, model: Path, data: list[Path], out: Path, run_dir: Path, tracker: Tracker
+    config: Config,
+    model: Path,
+    data: list[Path],
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
+    part: Part | None = None,
 ) -> None:
     """Judge every text of dataset versions over the same images.
 
@@ -34,6 +40,7 @@ def score(
         out: Receives one version with all texts and their scores.
         run_dir: Keeps the shards that are finished.
         tracker: Told the speed.
+        part: Which shards to finish, and no more; all without, and `out` is written.
 
     Raises:
         DataError: The versions are of other images, a shard was changed, or an image cannot be
@@ -75,9 +82,11 @@ def score(
                 ],
             )
 
-    tables = finish_shards(datasets[0], run_dir, write, "scoring", tracker)
+    finish_shards(datasets[0], run_dir, write, "scoring", tracker, part)
+    if part:
+        return
     source = {"stage": "score", "parents": [d.digest for d in datasets], "filter": judge}
-    texts = publish(datasets[0], tables, out, source)
+    texts = publish(datasets[0], read_finished(datasets[0], run_dir), out, source)
     found: dict[str, float] = {"texts": len(texts)}
     for origin in sorted(set(texts["origin"].to_pylist())):
         scores = texts["itm_score"].filter(pc.equal(texts["origin"], origin))

@@ -20,6 +20,7 @@ from blip.data.dataset import (
 from blip.errors import DataError
 from blip.files import atomic_file, digest_file, write_json
 from blip.progress import Progress
+from blip.stage import Part, share
 from blip.tracker import Tracker
 
 Row = dict[str, Any]
@@ -29,9 +30,14 @@ Write = Callable[[Dataset], Iterator[tuple[int, list[Row]]]]
 
 
 def finish_shards(
-    dataset: Dataset, run_dir: Path, write: Write, name: str, tracker: Tracker
-) -> Iterator[pa.Table]:
-    """Give the caption table of every shard; what an earlier, killed run finished is not redone.
+    dataset: Dataset,
+    run_dir: Path,
+    write: Write,
+    name: str,
+    tracker: Tracker,
+    part: Part | None = None,
+) -> None:
+    """Write the caption table of every shard; what another run or part finished is not redone.
 
     Args:
         dataset: The version whose images get texts.
@@ -39,27 +45,34 @@ def finish_shards(
         write: Makes the rows of one shard.
         name: What is being done, for the progress.
         tracker: Told the speed.
+        part: Which shards; all without.
     """
-    parts = [run_dir / f"shards/{i:06}.parquet" for i in range(len(dataset.shards))]
-    work = list(zip(dataset.shards, parts, strict=True))
-    finished = sum(shard.num_images for shard, part in work if part.exists())
-    progress = Progress(name, dataset.num_images, "images", finished)
+    work = [(dataset.shards[i], _table_of(run_dir, i)) for i in share(len(dataset.shards), part)]
+    finished = sum(shard.num_images for shard, table in work if table.exists())
+    total = sum(shard.num_images for shard, _ in work)
+    progress = Progress(name, total, "images", finished)
     started, num_images, num_texts = time.monotonic(), 0, 0
-    for shard, part in work:
-        if part.exists():
+    for shard, table in work:
+        if table.exists():
             continue
         rows: list[Row] = []
         for done, more in write(replace(dataset, shards=(shard,))):
             rows += more
             progress.advance(done)
             num_images += done
-        with atomic_file(part) as file:
+        with atomic_file(table) as file:
             pq.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS), file)
         num_texts += len(rows)
-    seconds = max(time.monotonic() - started, 1e-9)
-    tracker.metrics({"perf/images_per_second": num_images / seconds})
-    tracker.metrics({"perf/texts_per_second": num_texts / seconds})
-    return (_read_part(part) for part in parts)
+    if not num_images:
+        return
+    seconds, step = time.monotonic() - started, part.index if part else 0
+    tracker.metrics({"perf/images_per_second": num_images / seconds}, step)
+    tracker.metrics({"perf/texts_per_second": num_texts / seconds}, step)
+
+
+def read_finished(dataset: Dataset, run_dir: Path) -> Iterator[pa.Table]:
+    """Give the caption table of every shard, all of which are finished."""
+    return (_read_table(_table_of(run_dir, i)) for i in range(len(dataset.shards)))
 
 
 def publish(
@@ -107,9 +120,13 @@ def report(out: Path, stage: str, found: dict[str, float], tracker: Tracker) -> 
     tracker.metrics({f"{stage}/{name}": value for name, value in found.items()})
 
 
-def _read_part(part: Path) -> pa.Table:
+def _table_of(run_dir: Path, number: int) -> Path:
+    return run_dir / f"shards/{number:06}.parquet"
+
+
+def _read_table(path: Path) -> pa.Table:
     try:
-        return pq.read_table(part, schema=CAPTIONS)
+        return pq.read_table(path, schema=CAPTIONS)
     except (OSError, pa.ArrowException) as error:
         cause = " ".join(str(error).split())
-        raise DataError(f"{part}: is damaged: {cause}: delete it to write it again") from None
+        raise DataError(f"{path}: is damaged: {cause}: delete it to write it again") from None

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import experiment, inference, k8s, models, stages
+from blip.cli import evaluate, experiment, inference, k8s, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,7 +39,6 @@ for verb in (
     inference.caption,
     stages.score,
     stages.select,
-    stages.evaluate,
     stages.compare,
     stages.promote,
     inference.vqa,
@@ -54,5 +53,6 @@ for verb in (
     experiment.ui,
 ):
     app.command()(verb)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(experiment.catalog, name="catalog")
 app.add_typer(k8s.k8s, name="k8s")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from blip.cli.options import PARAMS, Force, Metrics, Params, Sets
+from blip.cli.evaluate import find_checkpoint
+from blip.cli.options import PARAMS, Force, Metrics, Params, Sets, Share
 from blip.cli.stages import caption_stage
 
 if TYPE_CHECKING:
     from blip.data.pictures import Picture
-    from blip.inference import Need, Predictor
+    from blip.evaluate.network import Need
+    from blip.inference import Predictor
 
 NAMES = "Image files, folders (all images below them), or -: one image, or names, one a line."
 Images = Annotated[list[str], typer.Argument(help=NAMES, metavar="IMAGE")]
@@ -37,7 +39,7 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object a line, not columns between tabs.")
 ]
 
-_STAGE = {"model", "data", "out", "params", "sets", "metrics", "force"}
+_STAGE = {"model", "data", "out", "params", "sets", "metrics", "force", "part"}
 
 
 def caption(
@@ -67,6 +69,7 @@ def caption(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """Caption images: `blip caption IMAGE... --checkpoint X` prints `path<TAB>caption`.
 
@@ -77,7 +80,7 @@ def caption(
 
     _refuse_mixture(context)
     if model and data and out:
-        caption_stage(model, data, out, params, sets, metrics, force)
+        caption_stage(model, data, out, params, sets, metrics, force, part)
         return
     if not images or checkpoint is None:
         raise ConfigError("caption takes images and --checkpoint, or --model, --data and --out")
@@ -256,13 +259,7 @@ def _load(
     """Read a checkpoint, out of the registry if it is named so."""
     from blip.inference import load_predictor
 
-    path = Path(checkpoint)
-    if checkpoint.startswith("models:"):
-        from blip.integrations.registry import fetch_model
-        from blip.integrations.tracking.settings import load_settings
-
-        path = fetch_model(load_settings(), checkpoint)
-    return load_predictor(path, need, vocabulary, image_size)
+    return load_predictor(find_checkpoint(checkpoint), need, vocabulary, image_size)
 
 
 @contextlib.contextmanager

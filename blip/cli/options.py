@@ -42,6 +42,14 @@ Metrics = Annotated[
     Path | None, typer.Option("--metrics", help="Also copy the stage's metrics.json here.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it again even if the output is there.")]
+Share = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="I/N",
+        help="Finish the shards I, I + N, ... alone (I from 0); the command without it does the rest.",
+    ),
+]
 
 
 def read_config(params: Path, sets: list[str] | None) -> "Config":
@@ -67,19 +75,34 @@ def stage(
     metrics: Path | None = None,
     force: bool = False,
     together: bool = False,
+    part: str | None = None,
 ) -> Iterator["Stage | None"]:
     """Run a verb as a stage: tracked, indexed in the catalogue, its metrics copied to where DVC looks.
 
-    Where it can run `together`, the processes that torchrun started are one stage. Yields None where the output is
-    there already.
+    Where it can run `together`, the processes that torchrun started are one stage. Of a `part` there is nothing to
+    index yet. Yields None where the output is there already.
     """
+    from blip.config import dump_config
+    from blip.errors import ConfigError
     from blip.integrations.manifest import provenance
-    from blip.stage import Job, experiment_name, run_together
+    from blip.integrations.tracking import tracked
+    from blip.stage import Job, Part, experiment_name, run_part, run_together
+
+    which = None if part is None else Part.parse(part)
+    if which and force:
+        raise ConfigError(
+            f"--part {which} does not go with --force, which forgets what the parts have finished: "
+            "remove the output instead"
+        )
 
     roles = {role: tuple(paths) for role, paths in inputs.items()}
     local = [path for paths in roles.values() for path in paths if isinstance(path, Path)]
     origin = provenance(local)
     job = Job(verb, out, roles, section, experiment=experiment_name(config), provenance=origin)
+    if which:
+        with tracked(job, dump_config(config)), run_part(job, which) as running:
+            yield running
+        return
     alone = _stage(job, config, metrics, force)
     with run_together(job, alone) if together else alone as running:
         yield running

@@ -16,6 +16,7 @@ from blip.cli.options import (
     Out,
     Params,
     Sets,
+    Share,
     Validation,
     Versions,
     read_config,
@@ -55,6 +56,7 @@ def ingest(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """Take a collection in: image shards, caption tables, a manifest; what is bad goes to quarantine."""
     from blip.data.ingest import ingest
@@ -75,9 +77,11 @@ def ingest(
         config,
         metrics,
         force,
+        part=part,
     ) as running:
         if running:
-            ingest(config.ingest, name, running.out, running.journal)
+            places = running.out, running.run_dir, running.journal
+            ingest(config.ingest, name, *places, running.part)
 
 
 def validate(
@@ -224,6 +228,7 @@ def caption_stage(
     sets: list[str] | None,
     metrics: Path | None,
     force: bool,
+    part: str | None,
 ) -> None:
     """CapFilt, first half: the captioner writes one synthetic caption for every image; a use of `blip caption`."""
     from blip.capfilt import caption
@@ -235,10 +240,12 @@ def caption_stage(
         "prompt": config.finetune.captioning.prompt,
     }
     inputs = {"model": [model], "data": [data]}
-    with stage("caption", out, inputs, section, config, metrics, force) as running:
+    with stage("caption", out, inputs, section, config, metrics, force, part=part) as running:
         if running:
-            caption(config, model, data, running.out, running.run_dir, running.journal)
-            running.journal.artifact(running.out, "captions")
+            places = running.out, running.run_dir, running.journal
+            caption(config, model, data, *places, running.part)
+            if not running.part:
+                running.journal.artifact(running.out, "captions")
 
 
 def score(
@@ -249,6 +256,7 @@ def score(
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
+    part: Share = None,
 ) -> None:
     """CapFilt, second half: the filter judges every text, web and synthetic."""
     from blip.capfilt import score
@@ -262,9 +270,10 @@ def score(
         "max_words": config.finetune.retrieval.max_words,
     }
     inputs = {"model": [model], "data": data}
-    with stage("score", out, inputs, section, config, metrics, force) as running:
+    with stage("score", out, inputs, section, config, metrics, force, part=part) as running:
         if running:
-            score(config, model, data, running.out, running.run_dir, running.journal)
+            places = running.out, running.run_dir, running.journal
+            score(config, model, data, *places, running.part)
 
 
 def select(
@@ -284,55 +293,6 @@ def select(
         if running:
             select(config, data, running.out, running.journal)
             running.journal.artifact(running.out, "captions")
-
-
-def evaluate(
-    task: Annotated[
-        Literal["retrieval", "captioning", "filter"], typer.Argument(help="What to measure.")
-    ],
-    data: OneDataset,
-    out: Out,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="The model (not for `filter`).")
-    ] = None,
-    params: Params = PARAMS,
-    sets: Sets = None,
-    metrics: Metrics = None,
-    force: Force = False,
-) -> None:
-    """Measure a model on a test set, or the filter's verdicts against the truth, with bootstrap intervals."""
-    from blip.errors import ConfigError
-
-    config = read_config(params, sets)
-    section = {"task": task, **sections(config, "seed", "threads", "evaluate")}
-    if task == "filter":
-        from blip.evaluate.filter import evaluate_filter
-
-        truth = config.evaluate.truth
-        inputs = {"data": [data], "truth": [Path(truth)] if truth else []}
-        section["threshold"] = config.capfilt.threshold
-        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-            if running:
-                evaluate_filter(config, data, running.out, running.journal)
-        return
-    if model is None:
-        raise ConfigError(f"evaluate {task} needs --model")
-    if task == "retrieval":
-        from blip.evaluate.retrieval import evaluate_retrieval as measure
-
-        section["text"] = [
-            config.finetune.retrieval.max_tokens,
-            config.finetune.retrieval.max_words,
-        ]
-    else:
-        from blip.evaluate.captioning import evaluate_captioning as measure
-
-        section["prompt"] = config.finetune.captioning.prompt
-    with stage(
-        "evaluate", out, {"model": [model], "data": [data]}, section, config, metrics, force
-    ) as running:
-        if running:
-            measure(config, model, data, running.out, running.journal)
 
 
 def compare(

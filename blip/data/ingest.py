@@ -8,50 +8,52 @@ What breaks a rule goes to `quarantine.jsonl` with its reason, one line each:
 An image is known by its bytes. A later record with the bytes of an earlier one is a duplicate as
 a whole, its captions included: neighbouring records of one image were joined before, and what is
 left are collections that hold an image under two names.
+
+The records are cut into blocks of `ingest.shard_size`; what passes of each is a shard. Blocks are
+done one by one, by one process or, in parts, by several (`blip.data.blocks`), and put together in
+order: there the shards that hold an image of an earlier one are written anew without it.
 """
 
-import itertools
 import json
+import shutil
 import time
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
-
-import pyarrow as pa
+from typing import IO, Any
 
 from blip.config import Ingest, Source
-from blip.data.dataset import CAPTIONS, RECORDS, Shard, caption_id, write_manifest, write_table
-from blip.data.images import OversizedImageError, decode_pixels, read_header
-from blip.data.sources import ImageStore, SourceRecord, read_records
-from blip.data.tar import TarWriter
+from blip.data.blocks import (
+    Fault,
+    Verdict,
+    read_block,
+    split_blocks,
+    stored_images,
+    write_block,
+    write_shard,
+)
+from blip.data.dataset import Shard, iterate_rows, write_manifest
+from blip.data.sources import ImageStore, read_records
 from blip.data.truth import TRUTH, Truth, write_truth
 from blip.errors import DataError
 from blip.files import write_json
 from blip.progress import Progress
+from blip.stage import Part, share
 from blip.tracker import Tracker
 
 QUARANTINE = "quarantine.jsonl"
 EXAMPLES = 3  # in the message that stops a bad collection
 
 
-@dataclass(frozen=True)
-class _Accepted:
-    """An image that passed, with the captions that did."""
-
-    record: SourceRecord
-    key: str
-    data: bytes
-    width: int
-    height: int
-    extension: str
-    captions: list[str]
-
-
-def ingest(config: Ingest, name: str, out: Path, tracker: Tracker) -> None:
+def ingest(
+    config: Ingest,
+    name: str,
+    out: Path,
+    run_dir: Path,
+    tracker: Tracker,
+    part: Part | None = None,
+) -> None:
     """Take one collection in as a dataset version.
 
     Args:
@@ -59,21 +61,25 @@ def ingest(config: Ingest, name: str, out: Path, tracker: Tracker) -> None:
         name: Which collection.
         out: Empty folder; receives `manifest.json`, `images/`, `records/`, `captions/`,
             `quarantine.jsonl`, `metrics.json`, and `truth.jsonl` where captions were mismatched.
+        run_dir: Keeps the blocks that are finished.
         tracker: Told `perf/images_per_second`.
+        part: Which blocks to finish, and no more; all without, and `out` is written.
 
     Raises:
         DataError: A file is missing or malformed, nothing passed, or more than the allowed share
             of images or captions did not.
     """
-    source, started = config.sources[name], time.monotonic()
+    source = config.sources[name]
     # A first pass over the annotations finds what is malformed before any image is touched.
-    total = sum(1 for _ in read_records(source))
-    progress = Progress(f"ingest {name}", total, "images")
+    sizes = [len(block) for block in split_blocks(read_records(source), config.shard_size)]
+    folders = [run_dir / f"shards/{number:06}" for number in range(len(sizes))]
+    _finish(config, name, folders, sizes, tracker, part)
+    if part:
+        return
     truths: list[Truth] = []
-    with ImageStore(Path(source.images)) as store, (out / QUARANTINE).open("w") as file:
+    with (out / QUARANTINE).open("w") as file:
         quarantine = _Quarantine(file)
-        accepted = _accept(config, read_records(source), store, quarantine, progress)
-        shards = list(_write_shards(accepted, config.shard_size, source, out, truths))
+        shards = list(_put_together(folders, source, out, quarantine, truths))
     counts = {
         "images": sum(shard.num_images for shard in shards),
         "captions": sum(shard.num_captions for shard in shards),
@@ -84,7 +90,94 @@ def ingest(config: Ingest, name: str, out: Path, tracker: Tracker) -> None:
         write_truth(out / TRUTH, truths)
     write_manifest(out, shards, _describe(source), counts)
     write_json(out / "metrics.json", {"ingest": counts})
-    tracker.metrics({"perf/images_per_second": total / max(time.monotonic() - started, 1e-9)})
+
+
+def _finish(
+    config: Ingest,
+    name: str,
+    folders: list[Path],
+    sizes: list[int],
+    tracker: Tracker,
+    part: Part | None,
+) -> None:
+    """Do the blocks of a part, or all; what another run or part finished is not redone."""
+    mine = share(len(folders), part)
+    waiting = {number for number in mine if not folders[number].exists()}
+    if not waiting:
+        return
+    source, started, done = config.sources[name], time.monotonic(), 0
+    total = sum(sizes[number] for number in mine)
+    left = sum(sizes[number] for number in waiting)
+    progress = Progress(f"ingest {name}", total, "images", total - left)
+    with ImageStore(Path(source.images)) as store:
+        for number, records in enumerate(split_blocks(read_records(source), config.shard_size)):
+            if number in waiting and not folders[number].exists():
+                write_block(config, source, records, store, folders[number], progress)
+                done += len(records)
+    speed = done / max(time.monotonic() - started, 1e-9)
+    tracker.metrics({"perf/images_per_second": speed}, part.index if part else 0)
+
+
+def _put_together(
+    folders: list[Path],
+    source: Source,
+    out: Path,
+    quarantine: "_Quarantine",
+    truths: list[Truth],
+) -> Iterator[Shard]:
+    """Give the shards of all blocks, in order, without the images that an earlier one holds."""
+    seen: set[bytes] = set()  # 32 bytes an image is all that outlives a block
+    for folder in folders:
+        block = read_block(folder)
+        accepted = {v.key: v for v in _first_seen(block.verdicts, seen, quarantine)}
+        if block.shard is None or not accepted:
+            continue
+        if len(accepted) == block.shard.num_images:
+            shard = _take_over(block.shard, out)
+        else:
+            images = stored_images(block.shard, accepted.keys())
+            rewritten = write_shard(images, source.origin, out)
+            shard = replace(rewritten, collection=block.shard.collection)
+        if source.mismatch:
+            for row in iterate_rows(shard.read_captions()):
+                verdict = accepted[row["key"]]
+                truths.append(Truth(verdict.source, row["text"], verdict.kind))
+        yield shard
+
+
+def _first_seen(
+    verdicts: list[Verdict], seen: set[bytes], quarantine: "_Quarantine"
+) -> Iterator[Verdict]:
+    """Give the records to take in, now that it is known what came before; the rest goes to quarantine."""
+    for verdict in verdicts:
+        key = bytes.fromhex(verdict.key or "")
+        final = verdict.repeated() if key in seen else verdict
+        for fault in final.faults:
+            quarantine.add(final.source, fault)
+        if final.accepted:
+            seen.add(key)
+            yield final
+
+
+def _take_over(shard: Shard, out: Path) -> Shard:
+    """Take the files of a block's shard into the output."""
+    return replace(
+        shard,
+        images=_link(shard.images, out / "images"),
+        records=_link(shard.records, out / "records"),
+        captions=_link(shard.captions, out / "captions"),
+    )
+
+
+def _link(file: Path, folder: Path) -> Path:
+    """Give a file a second name in a folder, or copy it where it cannot have one."""
+    folder.mkdir(exist_ok=True)
+    place = folder / file.name
+    try:
+        place.hardlink_to(file)
+    except OSError:  # on another disk, or one that knows no such names
+        shutil.copyfile(file, place)
+    return place
 
 
 class _Quarantine:
@@ -95,11 +188,11 @@ class _Quarantine:
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._examples: list[str] = []
 
-    def add(self, source: str, what: Literal["image", "caption"], value: str, reason: str) -> None:
+    def add(self, source: str, fault: Fault) -> None:
         """Write one line."""
-        line = json.dumps({"source": source, "what": what, "value": value[:200], "reason": reason})
+        line = json.dumps({"source": source, **fault._asdict()})
         self._file.write(line + "\n")
-        self._reasons[what, reason] += 1
+        self._reasons[fault.what, fault.reason] += 1
         if len(self._examples) < EXAMPLES:
             self._examples.append(line)
 
@@ -128,142 +221,6 @@ class _Quarantine:
 
     def _total(self, what: str) -> int:
         return sum(count for (kind, _), count in self._reasons.items() if kind == what)
-
-
-def _accept(
-    config: Ingest,
-    records: Iterable[SourceRecord],
-    store: ImageStore,
-    quarantine: _Quarantine,
-    progress: Progress,
-) -> Iterator[_Accepted]:
-    """Give what passes the rules; the rest goes to quarantine."""
-    seen: set[bytes] = set()  # 32 bytes an image is all that outlives a shard
-    for record in records:
-        found = _check_image(config, record, store, seen)
-        progress.advance()
-        if not isinstance(found, _Accepted):
-            reason, value = found
-            quarantine.add(record.source, "image", value, reason)
-            continue
-        found.captions.extend(_check_captions(config, record, quarantine))
-        if not found.captions:
-            quarantine.add(record.source, "image", "", "no_caption")
-            continue
-        seen.add(bytes.fromhex(found.key))
-        yield found
-
-
-def _check_image(
-    config: Ingest, record: SourceRecord, store: ImageStore, seen: set[bytes]
-) -> _Accepted | tuple[str, str]:
-    """Give the image, without captions yet, or the reason against it and the value."""
-    try:
-        data = store.read(record.source)
-    except ValueError as error:
-        return "unsafe_name", str(error)
-    if data is None:
-        return "missing", record.source
-    digest = sha256(data)
-    if digest.digest() in seen:
-        return "duplicate", digest.hexdigest()
-    try:
-        header = read_header(data, config.max_pixels)
-        if min(header.width, header.height) < config.min_side:
-            return "tiny", f"{header.width} x {header.height}"
-        decode_pixels(data, config.max_pixels)
-    except OversizedImageError as error:
-        return "oversized", str(error)
-    except DataError as error:
-        return "undecodable", str(error)
-    size = header.width, header.height
-    return _Accepted(record, digest.hexdigest(), data, *size, header.extension, [])
-
-
-def _check_captions(config: Ingest, record: SourceRecord, quarantine: _Quarantine) -> Iterator[str]:
-    """Give the captions that pass, white space made plain."""
-    seen: set[str] = set()
-    for caption in record.captions:
-        text = " ".join(caption.split())
-        reason = _fault(config, text) or ("duplicate" if text in seen else None)
-        if reason:
-            quarantine.add(record.source, "caption", caption, reason)
-            continue
-        seen.add(text)
-        yield text
-
-
-def _fault(config: Ingest, text: str) -> str | None:
-    if not text:
-        return "empty"
-    # Cc: control characters. Cs: halves of characters, which no file can hold.
-    if not text.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        return "control_characters"
-    words = text.count(" ") + 1
-    if words < config.min_words:
-        return "too_short"
-    return "too_long" if words > config.max_words else None
-
-
-def _write_shards(
-    accepted: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
-) -> Iterator[Shard]:
-    for collection, images in itertools.groupby(accepted, lambda image: image.record.collection):
-        for shard in _write_collection(images, shard_size, source, out, truths):
-            yield replace(shard, collection=collection)
-
-
-def _write_collection(
-    images: Iterator[_Accepted], shard_size: int, source: Source, out: Path, truths: list[Truth]
-) -> Iterator[Shard]:
-    for first in images:
-        some = itertools.chain([first], itertools.islice(images, shard_size - 1))
-        yield _write_shard(some, source, out, truths)
-
-
-def _write_shard(
-    accepted: Iterable[_Accepted], source: Source, out: Path, truths: list[Truth]
-) -> Shard:
-    """Write one shard, image by image, and its tables."""
-    records: list[dict[str, Any]] = []
-    captions: list[dict[str, Any]] = []
-    partial = out / "images" / "partial"
-    partial.parent.mkdir(exist_ok=True)
-    with TarWriter(partial) as tar:
-        for image in accepted:
-            record, key = image.record, image.key
-            offset = tar.add(f"{key}.{image.extension}", image.data)
-            records.append(
-                {
-                    "key": key,
-                    "source": record.source,
-                    "width": image.width,
-                    "height": image.height,
-                    "extension": image.extension,
-                    "offset": offset,
-                    "size": len(image.data),
-                }
-            )
-            for text in image.captions:
-                row = {"caption_id": caption_id(key, source.origin, text), "key": key}
-                captions.append({**row, "text": text, "origin": source.origin})
-                if source.mismatch:
-                    truths.append(Truth(record.source, text, record.kind))
-    name = tar.digest[:16]
-    images_path = out / "images" / f"{name}.tar"
-    records_path, captions_path = (out / t / f"{name}.parquet" for t in ("records", "captions"))
-    partial.rename(images_path)
-    return Shard(
-        images=images_path,
-        records=records_path,
-        captions=captions_path,
-        images_digest=tar.digest,
-        records_digest=write_table(records_path, pa.Table.from_pylist(records, RECORDS)),
-        captions_digest=write_table(captions_path, pa.Table.from_pylist(captions, CAPTIONS)),
-        num_images=len(records),
-        num_captions=len(captions),
-        texts={source.origin: len(captions)},
-    )
 
 
 def _describe(source: Source) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def question_loader(
     def read(epoch: int, numbers: list[int]) -> tuple[Tensor, ...]:
         asked = [questions[number] for number in numbers]
         images = [
-            transform(_decode(photos[number]), np.random.default_rng((seed, epoch, number)))
+            transform(read_photo(photos[number]), np.random.default_rng((seed, epoch, number)))
             for number in numbers
         ]
         texts = [clean_question(question.question, training.max_words) for question in asked]
@@ -163,7 +163,7 @@ def statement_loader(
             statement = statements[number]
             if rng.random() < SWAP:
                 statement = swapped(statement)
-            pair = [transform(_decode(folder / name), rng) for name in statement.images]
+            pair = [transform(read_photo(folder / name), rng) for name in statement.images]
             images.append(torch.stack(pair))
             texts.append(clean_caption(statement.sentence, training.max_words))
         labels = torch.tensor([int(statements[number].label) for number in numbers])
@@ -187,7 +187,12 @@ def _folder(folders: Mapping[str, Path], collection: str) -> Path:
     return folder
 
 
-def _decode(photo: Path) -> Tensor:
+def read_photo(photo: Path) -> Tensor:
+    """Read a photo as (3, H, W) uint8.
+
+    Raises:
+        DataError: It is missing or cannot be decoded; it is named.
+    """
     try:
         return decode_image(photo.read_bytes(), MAX_PIXELS)
     except OSError as error:

@@ -12,16 +12,15 @@ import pyarrow as pa
 import torch
 
 from blip.config import Config
-from blip.data.dataset import Dataset, open_dataset, write_table
-from blip.data.loader import image_batches
-from blip.data.text import VOCABULARY, Tokenizer
 from blip.errors import DataError
-from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
-from blip.evaluate.caption_metrics import MAX_ORDER, BleuCounts, Corpus, bleu
-from blip.evaluate.ptb import tokenize
+from blip.evaluate.bootstrap import Floats, Statistic, mean
+from blip.evaluate.evaluation_set import EvaluationSet
+from blip.evaluate.network import open_network
+from blip.evaluate.results import report
 from blip.files import write_json
-from blip.models.checkpoint import load_model
-from blip.models.device import autocast, prepare_device
+from blip.metrics.captions import MAX_ORDER, BleuCounts, Corpus, bleu
+from blip.metrics.ptb import tokenize
+from blip.models.device import autocast
 from blip.models.generation import generate, seeded_generator
 from blip.progress import Progress
 from blip.tracker import Tracker
@@ -41,28 +40,31 @@ PER_IMAGE = pa.schema(
 
 
 def evaluate_captioning(
-    config: Config, model: Path, data: Path, out: Path, tracker: Tracker
+    config: Config, checkpoint: Path, images: EvaluationSet, out: Path, tracker: Tracker
 ) -> None:
     """Measure captioning on a test set; scores are times 100, as the paper's tables have them.
 
     Writes `captions.json` (key, caption, references), `metrics.json` with bootstrap intervals over
-    images, and `per_image.parquet` (`PER_IMAGE`), from which they, and comparisons, can be computed
-    again.
+    images, and `per_example.parquet` (`PER_IMAGE`), from which they, and comparisons, can be
+    computed again.
 
     Args:
         config: `evaluate` and the prompt of `finetune.captioning` are read.
-        model: A captioning model.
-        data: A dataset version with the test images and their captions.
+        checkpoint: Of a model that captions.
+        images: The test images and their captions; images without any are not measured.
         out: The folder to write into.
         tracker: Told the metrics and the speed.
 
     Raises:
         DataError: No image has a caption to compare with.
     """
-    dataset = open_dataset(data)
-    references = _references(dataset)
+    references = {key: list(own) for key, own in zip(images.keys, images.texts, strict=True) if own}
+    if not references:
+        raise DataError(
+            f"{images.source}: has no caption to compare with: give a set with captions"
+        )
     started = time.monotonic()
-    captions = write_captions(config, model, dataset)
+    captions = write_captions(config, checkpoint, images)
     tracker.metrics({"perf/images_per_second": len(captions) / (time.monotonic() - started)})
     rows = [
         {"key": key, "caption": captions[key], "references": texts}
@@ -70,35 +72,24 @@ def evaluate_captioning(
     ]
     write_json(out / "captions.json", rows)
     table = score_captions(captions, references)
-    write_table(out / "per_image.parquet", table)
-    found = intervals(
-        statistics(table),
-        len(rows),
-        config.evaluate.bootstrap_samples,
-        config.evaluate.confidence,
-        config.seed,
-    )
-    document = {name: plain(interval) for name, interval in found.items()}
-    write_json(out / "metrics.json", {"captioning": {**document, "images": len(rows)}})
-    tracker.metrics({f"captioning/{name}": interval.value for name, interval in found.items()})
+    counts = {"images": len(rows)}
+    report(config, "captioning", table, statistics(table), counts, out, tracker)
 
 
 @torch.inference_mode()
-def write_captions(config: Config, model: Path, dataset: Dataset) -> dict[str, str]:
+def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> dict[str, str]:
     """Write a caption for every image, by key."""
-    device = prepare_device(config.threads)
-    network = load_model(model, "captioning", device=device).eval()
-    tokenizer = Tokenizer(model / VOCABULARY)
+    model, tokenizer, device = open_network(checkpoint, "captioning", config.threads)
     decoding = config.evaluate.decoding
     prompt = tokenizer.prompt(config.finetune.captioning.prompt)
-    progress = Progress("captioning", dataset.num_images, "images")
+    progress = Progress("captioning", len(images), "images")
     captions = {}
-    for keys, images in image_batches(dataset, network.image_size, decoding.batch_size):
+    for keys, pixels in images.batches(model.image_size, decoding.batch_size):
         draws = [seeded_generator(config.seed, key) for key in keys]
         with autocast(device, config.evaluate.precision):
-            tokens = network.encode_image(images.to(device))
-            memory = network.project_images(tokens, decoding.num_readers)
-            written = generate(network, memory, prompt, decoding, draws)
+            tokens = model.encode_image(pixels.to(device))
+            memory = model.project_images(tokens, decoding.num_readers)
+            written = generate(model, memory, prompt, decoding, draws)
         captions.update(
             {key: tokenizer.decode(ids) for key, ids in zip(keys, written, strict=True)}
         )
@@ -143,15 +134,3 @@ def statistics(per_image: pa.Table) -> dict[str, Statistic]:
         "cider": mean(100.0 * per_image["cider"].to_numpy()),
         "rouge_l": mean(100.0 * per_image["rouge_l"].to_numpy()),
     }
-
-
-def _references(dataset: Dataset) -> dict[str, list[str]]:
-    """Give the texts of every image that has some, those that were dropped left out."""
-    texts: dict[str, list[str]] = {key: [] for key in dataset.records()["key"].to_pylist()}
-    for row in dataset.captions().to_pylist():
-        if row["kept"] is not False:
-            texts[row["key"]].append(row["text"])
-    found = {key: references for key, references in texts.items() if references}
-    if not found:
-        raise DataError(f"{dataset.path}: has no caption to compare with: give a set with captions")
-    return found

@@ -113,7 +113,7 @@ def _common_tasks(baseline: Path, candidate: Path) -> list[str]:
 
 def _read(folder: Path, schema: pa.Schema) -> pa.Table:
     """Read the values of every image, in the order of their keys."""
-    path = folder / "per_image.parquet"
+    path = folder / "per_example.parquet"
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -19,15 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from blip.config import Config
-from blip.data.dataset import Dataset, open_dataset, write_table
-from blip.data.loader import image_batches
-from blip.data.text import VOCABULARY, Tokenizer, clean_caption
+from blip.data.text import Tokenizer, clean_caption
 from blip.errors import ConfigError, DataError
-from blip.evaluate.bootstrap import Floats, Statistic, intervals, mean, plain
-from blip.files import write_json
+from blip.evaluate.bootstrap import Floats, Statistic, mean
+from blip.evaluate.evaluation_set import EvaluationSet
+from blip.evaluate.network import open_network
+from blip.evaluate.results import report
 from blip.models.blip import Blip
-from blip.models.checkpoint import load_model
-from blip.models.device import autocast, prepare_device
+from blip.models.device import autocast
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.models.med import Memory
 from blip.progress import track
@@ -66,17 +65,17 @@ class Candidates(NamedTuple):
 
 
 def evaluate_retrieval(
-    config: Config, model: Path, data: Path, out: Path, tracker: Tracker
+    config: Config, checkpoint: Path, images: EvaluationSet, out: Path, tracker: Tracker
 ) -> None:
     """Measure retrieval on a test set: TR and IR R@1/5/10 in percent and their means.
 
-    Writes `metrics.json` with bootstrap intervals over images, and `per_image.parquet`
+    Writes `metrics.json` with bootstrap intervals over images, and `per_example.parquet`
     (`PER_IMAGE`), from which they, and comparisons, can be computed again.
 
     Args:
         config: `evaluate` and the text limits of `finetune.retrieval` are read.
-        model: A retrieval model.
-        data: A dataset version with the test images and their captions.
+        checkpoint: Of a model that matches.
+        images: The test images and their captions.
         out: The folder to write into.
         tracker: Told the metrics and the speed.
 
@@ -84,34 +83,21 @@ def evaluate_retrieval(
         ConfigError: There are fewer images or texts than candidates asked for.
         DataError: There is no caption to look for.
     """
-    device = prepare_device(config.threads)
     started = time.monotonic()
-    dataset = open_dataset(data)
-    network = load_model(model, "retrieval", device=device).eval()
-    keys, texts, owner = _read_pairs(dataset, Tokenizer(model / VOCABULARY), config)
-    fewest = min(len(keys), len(texts))
+    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
+    texts, owner = _read_texts(images, tokenizer, config)
+    fewest = min(len(images), len(texts))
     if config.evaluate.k > fewest:
         raise ConfigError(
-            f"evaluate.k {config.evaluate.k} candidates, but {data} has {len(keys)} images and "
-            f"{len(texts)} texts: lower it to {fewest} at most"
+            f"evaluate.k {config.evaluate.k} candidates, but {images.source} has {len(images)} "
+            f"images and {len(texts)} texts: lower it to {fewest} at most"
         )
-    tr_rank, ir_rank = _rank(network, dataset, texts, owner, config)
-    table = pa.table([keys, tr_rank, _lists(ir_rank, owner, len(keys))], schema=PER_IMAGE)
-    write_table(out / "per_image.parquet", table)
-    found = intervals(
-        statistics(table),
-        len(keys),
-        config.evaluate.bootstrap_samples,
-        config.evaluate.confidence,
-        config.seed,
-    )
-    document = {name: plain(interval) for name, interval in found.items()}
-    write_json(
-        out / "metrics.json",
-        {"retrieval": {**document, "images": len(keys), "texts": len(texts)}},
-    )
-    tracker.metrics({f"retrieval/{name}": interval.value for name, interval in found.items()})
-    tracker.metrics({"perf/images_per_second": len(keys) / (time.monotonic() - started)})
+    tr_rank, ir_rank = _rank(model, images, texts, owner, config)
+    columns = [list(images.keys), tr_rank, _lists(ir_rank, owner, len(images))]
+    table = pa.table(columns, schema=PER_IMAGE)
+    counts = {"images": len(images), "texts": len(texts)}
+    report(config, "retrieval", table, statistics(table), counts, out, tracker)
+    tracker.metrics({"perf/images_per_second": len(images) / (time.monotonic() - started)})
 
 
 def statistics(per_image: pa.Table) -> dict[str, Statistic]:
@@ -190,16 +176,16 @@ def ranks(candidates: Integers, scores: ArrayLike, target: Integers, num_targets
 
 @torch.inference_mode()
 def _rank(
-    model: Blip, dataset: Dataset, texts: Texts, owner: Integers, config: Config
+    model: Blip, images: EvaluationSet, texts: Texts, owner: Integers, config: Config
 ) -> tuple[Integers, Integers]:
     """Give the rank of every image's best own text (I), and of its image for every text (T)."""
     size = config.evaluate.batch_size
-    batches = _encode(model, dataset, config)
+    batches = _encode(model, images, config)
     image_embeds = torch.cat([model.embed_image(tokens) for tokens in batches])
     with _autocast(model, config):
         text_embeds = embed_texts(model, texts, size)
     num_images, num_texts = len(image_embeds), len(texts)
-    judges = track(_judges(model, dataset, texts, config), "re-ranking", num_images, "images")
+    judges = track(_judges(model, images, texts, config), "re-ranking", num_images, "images")
     of_images, image_scores, of_texts, text_scores = rerank(
         image_embeds, text_embeds, config.evaluate.k, judges
     )
@@ -209,7 +195,7 @@ def _rank(
     return best, ranks(of_texts.indices, text_scores, owner, num_images)
 
 
-def _judges(model: Blip, dataset: Dataset, texts: Texts, config: Config) -> Iterator[Judge]:
+def _judges(model: Blip, images: EvaluationSet, texts: Texts, config: Config) -> Iterator[Judge]:
     """Give the judge of every image; the projections of one batch of images are held."""
     size = config.evaluate.batch_size
 
@@ -219,7 +205,7 @@ def _judges(model: Blip, dataset: Dataset, texts: Texts, config: Config) -> Iter
         matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
         return matched
 
-    for tokens in _encode(model, dataset, config):
+    for tokens in _encode(model, images, config):
         with _autocast(model, config):
             memory = model.project_images(tokens)
         for image in range(len(tokens)):
@@ -238,12 +224,12 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
     )
 
 
-def _encode(model: Blip, dataset: Dataset, config: Config) -> Iterator[Tensor]:
+def _encode(model: Blip, images: EvaluationSet, config: Config) -> Iterator[Tensor]:
     """Give the tokens of all images, batch by batch."""
     device = model.match_head.weight.device
-    for _, images in image_batches(dataset, model.image_size, config.evaluate.batch_size):
+    for _, pixels in images.batches(model.image_size, config.evaluate.batch_size):
         with _autocast(model, config):
-            tokens = model.encode_image(images.to(device))
+            tokens = model.encode_image(pixels.to(device))
         yield tokens
 
 
@@ -251,19 +237,16 @@ def _autocast(model: Blip, config: Config) -> torch.autocast:
     return autocast(model.match_head.weight.device, config.evaluate.precision)
 
 
-def _read_pairs(
-    dataset: Dataset, tokenizer: Tokenizer, config: Config
-) -> tuple[list[str], Texts, Integers]:
-    """Give the images' keys, the texts that were not dropped, and each text's image number."""
-    keys = dataset.records()["key"].to_pylist()
-    number = {key: i for i, key in enumerate(keys)}
-    rows = [row for row in dataset.captions().to_pylist() if row["kept"] is not False]
-    if not rows:
-        raise DataError(f"{dataset.path}: has no caption to look for: give a set with captions")
+def _read_texts(
+    images: EvaluationSet, tokenizer: Tokenizer, config: Config
+) -> tuple[Texts, Integers]:
+    """Give the texts, those of an image together, and each text's image number."""
+    owner = np.repeat(np.arange(len(images)), [len(own) for own in images.texts])
+    if not len(owner):
+        raise DataError(f"{images.source}: has no caption to look for: give a set with captions")
     limits = config.finetune.retrieval
-    texts = [clean_caption(row["text"], limits.max_words) for row in rows]
-    owner = np.array([number[row["key"]] for row in rows], dtype=np.int64)
-    return keys, Texts(*tokenizer.encode(texts, limits.max_tokens)), owner
+    texts = [clean_caption(text, limits.max_words) for own in images.texts for text in own]
+    return Texts(*tokenizer.encode(texts, limits.max_tokens)), owner
 
 
 def _lists(values: Integers, owner: Integers, num_images: int) -> list[list[int]]:

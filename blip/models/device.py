@@ -4,7 +4,9 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def prepare_device(threads: int) -> torch.device:
@@ -18,4 +20,5 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
     They are cast once in it, so it belongs around a batch, not around a step.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    plain = precision == "fp32"  # of which autocast knows nothing
+    return torch.autocast(device.type, None if plain else DTYPES[precision], enabled=not plain)

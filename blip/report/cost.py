@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from blip.config import Config
 from blip.report.axes import number
@@ -21,8 +22,8 @@ class StageCost:
     Attributes:
         name: Its readable name.
         started: Seconds since the epoch.
-        seconds: At work, all resumptions together; None where it was not run here but restored.
-        speeds: Units a second by unit, e.g. `images`.
+        seconds: At work, all resumptions and parts together; None where it was not run here but restored.
+        speeds: Units a second by unit, e.g. `images`; that of one of the parts where there are some.
     """
 
     name: str
@@ -51,11 +52,11 @@ def read_costs(root: Path) -> list[StageCost]:
     costs = []
     for path in _records(root):
         record = read_record(path.parent)
-        journal = root / "runs" / f"{record['stage']}-{record['key'][:16]}" / "journal.jsonl"
+        run_dir = root / "runs" / f"{record['stage']}-{record['key'][:16]}"
         parts = path.parent.relative_to(root).parts[1:]
         what = [part for part in parts if part not in ("comparison", "promotion", "validation")]
         name = " ".join([record["stage"], *what])
-        costs.append(_read_cost(name, journal))
+        costs.append(_read_cost(name, sorted(run_dir.glob("journal*.jsonl"))))
     return sorted(costs, key=lambda cost: (cost.seconds is None, cost.started, cost.name))
 
 
@@ -77,24 +78,32 @@ def _records(root: Path) -> Sequence[Path]:
     return sorted(path for path in [*found, *root.glob(f"results/**/{RECORD}")] if path.is_file())
 
 
-def _read_cost(name: str, journal: Path) -> StageCost:
-    """Add up the work between each start and the event that came last before the next."""
-    events = read_journal(journal)[0] if journal.is_file() else []
-    if not events:
+def _read_cost(name: str, journals: Sequence[Path]) -> StageCost:
+    """Add up the work that the journals of a stage and of its parts tell of."""
+    read = [events for journal in journals if (events := read_journal(journal)[0])]
+    if not read:
         return StageCost(name, 0.0, None, {})
-    seconds, began, last = 0.0, events[0]["time"], events[0]
     speeds: dict[str, list[float]] = {}
+    for metric, value in (
+        v for events in read for e in events for v in e.get("values", {}).items()
+    ):
+        group, _, measure = metric.partition("/")
+        if group == "perf" and measure.endswith("_per_second"):
+            speeds.setdefault(measure.removesuffix("_per_second"), []).append(value)
+    typical = {unit: median(values) for unit, values in speeds.items()}
+    began = min(events[0]["time"] for events in read)
+    return StageCost(name, began, sum(map(_seconds, read)), typical)
+
+
+def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
+    """Add up the work between each start and the event that came last before the next."""
+    seconds, began, last = 0.0, events[0]["time"], events[0]
     for event in events:
         if event["event"] == "start":
             again = last.get("status") == "FINISHED"  # it was forced: only the last run counts
             seconds, began = 0.0 if again else seconds + last["time"] - began, event["time"]
-        for metric, value in event.get("values", {}).items():
-            group, _, measure = metric.partition("/")
-            if group == "perf" and measure.endswith("_per_second"):
-                speeds.setdefault(measure.removesuffix("_per_second"), []).append(value)
         last = event
-    typical = {unit: median(values) for unit, values in speeds.items()}
-    return StageCost(name, events[0]["time"], seconds + last["time"] - began, typical)
+    return seconds + last["time"] - began
 
 
 def _table(costs: Sequence[StageCost]) -> Markup:

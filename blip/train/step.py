@@ -10,14 +10,13 @@ from blip import distributed
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.config import Training
 from blip.errors import ConfigError
+from blip.models.device import DTYPES, autocast
 from blip.objectives import Losses, Objective, Position
 from blip.train.average import WeightAverage
 from blip.train.optim import build_optimizer, set_learning_rate
 from blip.train.telemetry import Telemetry
 
 AnyBatch = Batch | QuestionBatch | StatementBatch
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ class Stepper:
         self._wrapped = distributed.wrap(objective, config.sharding, objective.units())
         self.optimizer = build_optimizer(objective, config.optimizer)
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._device = self._parameters[0].device.type
-        self.scaler = torch.amp.GradScaler(self._device, enabled=config.precision == "fp16")
+        self._device = self._parameters[0].device
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
         self.average = None
         if config.ema_decay is not None:
             self.average = WeightAverage(objective, config.ema_decay)
@@ -102,13 +101,11 @@ class Stepper:
         watched = not self._config.compile and (
             self._config.sharding == "ddp" or distributed.world_size() == 1
         )
-        dtype = AUTOCAST[self._config.precision] or torch.float32
-        return Telemetry(self._parameters[0].device, dtype, counts_flops=watched)
+        return Telemetry(self._device, DTYPES[self._config.precision], counts_flops=watched)
 
     def autocast(self) -> torch.autocast:
         """Give the context of forward passes."""
-        dtype = AUTOCAST[self._config.precision]
-        return torch.autocast(self._device, dtype, enabled=dtype is not None)
+        return autocast(self._device, self._config.precision)
 
     def _weights(self, pieces: Sequence[AnyBatch]) -> Tensor | None:
         """Give the (P, 2) shares of the step's examples and tokens that the pieces have.
@@ -118,10 +115,9 @@ class Stepper:
         """
         if len(pieces) == 1 and distributed.world_size() == 1:
             return None
-        device = self._parameters[0].device
-        tokens = torch.stack([self.objective.count_tokens(piece).to(device) for piece in pieces])
-        examples = torch.tensor([len(piece) for piece in pieces], device=device)
-        counts = torch.stack([examples, tokens], dim=1).float()
+        tokens = [self.objective.count_tokens(piece).to(self._device) for piece in pieces]
+        examples = torch.tensor([len(piece) for piece in pieces], device=self._device)
+        counts = torch.stack([examples, torch.stack(tokens)], dim=1).float()
         whole = distributed.total(counts.sum(dim=0)).clamp(min=1)
         return counts * distributed.world_size() / whole
 

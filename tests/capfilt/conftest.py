@@ -44,7 +44,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     draw_world(config.world, raw)
     web = folder / "datasets/web"
     web.mkdir(parents=True)
-    ingest(config.ingest, "web", web, NullTracker())
+    ingest(config.ingest, "web", web, folder / "run", NullTracker())
     texts = open_dataset(web).captions()["text"].to_pylist()
     return Demo(
         config,

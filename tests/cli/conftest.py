@@ -41,8 +41,8 @@ VERBS = [  # in the order of the graph
     "caption --model models/captioner --data datasets/web --out datasets/synthetic",
     "score --model models/filter --data datasets/web --data datasets/synthetic --out datasets/scored",
     "select --data datasets/scored --out datasets/bootstrapped",
-    "evaluate retrieval --model models/filter --data datasets/test --out results/unfiltered/retrieval",
-    "evaluate captioning --model models/captioner --data datasets/test --out results/unfiltered/captioning",
+    "evaluate retrieval --checkpoint models/filter --data datasets/test --out results/unfiltered/retrieval",
+    "evaluate captioning --checkpoint models/captioner --data datasets/test --out results/unfiltered/captioning",
     "evaluate filter --data datasets/scored --out results/filter",
     "compare --baseline results/unfiltered --candidate results/unfiltered --out results/comparison/unfiltered",
 ]

@@ -62,8 +62,8 @@ def test_every_verb_explains_itself(command: str) -> None:
             "datasets/scored: does not exist: run the stage",
         ),
         (
-            "evaluate retrieval --data datasets/test --out results/x",
-            "evaluate retrieval needs --model",
+            "evaluate retrieval --data test.json --checkpoint models/x --out results/x",
+            "models/x: does not exist",
         ),
         ("lineage", "takes an image, a text or --model"),
     ],

@@ -1,5 +1,6 @@
 """Taking collections in: what is stored, what is quarantined, and what if it goes wrong."""
 
+import errno
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from blip.data.truth import read_truth
 from blip.data.world import draw_world
 from blip.errors import DataError
 from blip.files import digest_directory
+from blip.stage import Part
 from blip.tracker import NullTracker
 
 RULES = {
@@ -82,7 +84,7 @@ def collect(folder: Path, records: list[tuple[str, bytes | None, list[str]]]) ->
 def take(settings: Ingest, out: Path) -> list[tuple[str, str, str]]:
     """Ingest; give (source, what, reason) of what was quarantined."""
     out.mkdir(parents=True)
-    ingest(settings, "toy", out, NullTracker())
+    ingest(settings, "toy", out, out.with_name(f"{out.name}_run"), NullTracker())
     lines = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
     assert all(set(line) == {"source", "what", "value", "reason"} for line in lines)
     return [(line["source"], line["what"], line["reason"]) for line in lines]
@@ -93,7 +95,7 @@ def test_what_is_stored(tmp_path: Path) -> None:
     records = [(name, data, [f"text {name}", "both"]) for name, data in images.items()]
     tracker, out = Numbers(), tmp_path / "out"
     out.mkdir()
-    ingest(config(collect(tmp_path, records)), "toy", out, tracker)
+    ingest(config(collect(tmp_path, records)), "toy", out, tmp_path / "run", tracker)
     dataset = open_dataset(out)
     dataset.verify()
     assert [shard.num_images for shard in dataset.shards] == [3, 3, 1]
@@ -303,6 +305,87 @@ def test_captions_stay_with_their_images(
         assert len(rows) <= size
 
 
+def messy(folder: Path) -> Path:
+    """Write a collection of two files whose blocks of three repeat images of each other."""
+    pictures = [0, 1, 1, 2, 0, 3, None, 4, 5, 0, 0, 0, 6, 7, 2]
+    captions = {2: ["", "text"], 3: [""], 5: ["a b c d e f g h", "text"], 8: []}
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for file, numbers in (("a", range(8)), ("b", range(8, 15))):
+        pairs = []
+        for i in numbers:
+            if (value := pictures[i]) is not None:
+                (folder / "images" / f"{i}.png").write_bytes(picture(value))
+            pairs.append({"image": f"{i}.png", "caption": captions.get(i, [f"text {i}", ""])})
+        (folder / "annotations" / f"{file}.json").write_text(json.dumps(pairs))
+    return folder
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])  # of six blocks
+@pytest.mark.parametrize("mismatch", [0.0, 0.4])
+def test_parts_make_the_bytes_of_the_whole(tmp_path: Path, count: int, mismatch: float) -> None:
+    folder = messy(tmp_path)
+    rules = config(folder, {}, annotations=str(folder / "annotations"), mismatch=mismatch)
+    take(rules, tmp_path / "whole")
+    out, run_dir = tmp_path / "out", tmp_path / "run"
+    out.mkdir()
+    for index in reversed(range(count)):
+        ingest(rules, "toy", out, run_dir, NullTracker(), Part(index, count))
+    assert not list(out.iterdir())
+    times = {p: p.stat().st_mtime_ns for p in run_dir.glob("shards/0*")}
+    assert len(times) == 6
+    ingest(rules, "toy", out, run_dir, NullTracker())
+    assert times == {p: p.stat().st_mtime_ns for p in run_dir.glob("shards/0*")}
+    assert digest_directory(out) == digest_directory(tmp_path / "whole")
+    open_dataset(out).verify()
+
+
+def test_the_whole_does_what_a_part_left_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = messy(tmp_path)
+    rules = config(folder, {}, annotations=str(folder / "annotations"))
+    take(rules, tmp_path / "whole")
+    (tmp_path / "out").mkdir()
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    for part in (Part(1, 3), None):
+        ingest(rules, "toy", tmp_path / "out", tmp_path / "run", NullTracker(), part)
+    assert digest_directory(tmp_path / "out") == digest_directory(tmp_path / "whole")
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=14),
+    st.integers(1, 5),
+)
+def test_what_is_taken_in_does_not_depend_on_the_blocks(
+    tmp_path_factory: pytest.TempPathFactory, images: list[tuple[int, bool]], size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("toy")
+    records: list[tuple[str, bytes | None, list[str]]] = [
+        (f"{i}.png", picture(value), [f"text {i}" if fine else ""])
+        for i, (value, fine) in enumerate([*images, (5, True)])
+    ]
+    collect(folder, records)
+    found = []
+    for shard_size in (size, 100):
+        out = folder / f"out{shard_size}"
+        take(config(folder, {"shard_size": shard_size}), out)
+        dataset = open_dataset(out)
+        dataset.verify()
+        assert all(0 < shard.num_images <= shard_size for shard in dataset.shards)
+        kept = [(row["key"], row["source"]) for row in dataset.records().to_pylist()]
+        texts = dataset.captions().to_pylist()
+        found.append((kept, texts, (out / "quarantine.jsonl").read_text()))
+    assert found[0] == found[1]
+
+
 def test_equal_collections_give_equal_bytes(tmp_path: Path) -> None:
     records = [(f"{i}.png", picture(i), [f"text {i}"]) for i in range(5)]
     for place in ("here", "there"):
@@ -316,26 +399,25 @@ from pathlib import Path
 from blip.config import Ingest
 from blip.data.ingest import ingest
 from blip.errors import BlipError
-from blip.stage import Job, run_stage
+from blip.stage import Job, Part, run_part, run_stage
 
-folder, limit = Path(sys.argv[1]), int(sys.argv[3])
+folder, limit, part = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 config = Ingest(**json.loads(sys.argv[2]))
 job = Job("ingest", folder / "web", {"data": (folder / "pairs.json",)}, {}, folder / "runs")
 try:
-    with run_stage(job) as stage:
+    with run_part(job, Part.parse(part)) if part else run_stage(job) as stage:
         if stage:
-            print("started", flush=True)
-            ingest(config, "toy", stage.out, stage.journal)
+            ingest(config, "toy", stage.out, stage.run_dir, stage.journal, stage.part)
 except BlipError as error:
     sys.exit(f"error: {error}")
 """
 
 
-def command(folder: Path, settings: Ingest, limit: int = 0) -> list[str]:
+def command(folder: Path, settings: Ingest, limit: int = 0, part: str = "") -> list[str]:
     document = json.dumps(settings.model_dump(mode="json"))
-    return [sys.executable, "-c", PROGRAM, str(folder), document, str(limit)]
+    return [sys.executable, "-c", PROGRAM, str(folder), document, str(limit), part]
 
 
 def whole(folder: Path, number: int) -> bool:
@@ -350,22 +432,61 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def test_killed_ingest_leaves_nothing_half(tmp_path: Path, environment: dict[str, str]) -> None:
-    noise = np.random.default_rng(0)
-    data = [encode_png(noise.integers(0, 256, (90, 90, 3), np.uint8)) for _ in range(600)]
-    folder = collect(tmp_path, [(f"{i}.png", d, ["a"]) for i, d in enumerate(data)])
-    line = command(folder, config(folder, {"shard_size": 50}))
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, env=environment)
-    partial = folder / ".web.partial" / "records"
+def finished(folder: Path) -> dict[str, int]:
+    """Give the blocks that are finished, and when."""
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("runs/ingest-*/shards/0*")}
+
+
+def kill_on_the_way(folder: Path, line: list[str], environment: dict[str, str]) -> dict[str, int]:
+    """Kill a command once it has finished a block; give what it had finished."""
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (partial.exists() and list(partial.iterdir())) and time.monotonic() < deadline:
+    before = finished(folder)
+    while finished(folder) == before and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not (folder / "web").exists()
+    return finished(folder)
+
+
+def noisy(folder: Path) -> Path:
+    """Write a collection that takes a while."""
+    noise = np.random.default_rng(0)
+    data = [encode_png(noise.integers(0, 256, (90, 90, 3), np.uint8)) for _ in range(600)]
+    return collect(folder, [(f"{i}.png", d, ["a"]) for i, d in enumerate(data)])
+
+
+def test_killed_ingest_leaves_nothing_half(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = noisy(tmp_path)
+    line = command(folder, config(folder, {"shard_size": 50}))
+    kill_on_the_way(folder, line, environment)
     subprocess.run(line, check=True, env=environment, capture_output=True)
     assert whole(folder, 600)
+    assert not finished(folder)
+
+
+def test_parts_are_killed_and_run_at_once(tmp_path: Path, environment: dict[str, str]) -> None:
+    folder = noisy(tmp_path)
+    rules = config(folder, {"shard_size": 50})
+    lines = [command(folder, rules, part=part) for part in ("0/2", "1/2")]
+    before = kill_on_the_way(folder, lines[0], environment)
+    assert all(int(name) % 2 == 0 for name in before)
+    lines.append(lines[0])  # as where a machine that was taken for lost comes back
+    parts = [subprocess.Popen(line, env=environment) for line in lines]
+    assert [process.wait() for process in parts] == [0, 0, 0]
+    after = finished(folder)
+    assert sorted(after) == [f"{number:06}" for number in range(12)]
+    assert before.items() <= after.items()
+    assert not (folder / "web").exists()
+    processes = [subprocess.Popen(command(folder, rules), env=environment) for _ in range(1)]
+    processes.append(subprocess.Popen(command(folder, rules, part="1/3"), env=environment))
+    assert [process.wait() for process in processes] == [0, 0]
+    assert whole(folder, 600)
+    take(rules, tmp_path / "alone")
+    assert digest_directory(folder / "web", frozenset({"stage.json"})) == digest_directory(
+        tmp_path / "alone"
+    )
 
 
 def test_full_disk(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ def test_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     draw_world(config.world, folder)
     data = folder / "dataset"
     data.mkdir()
-    ingest(config.ingest, "test", data, NullTracker())
+    ingest(config.ingest, "test", data, folder / "run", NullTracker())
     return config, data
 
 

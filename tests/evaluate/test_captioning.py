@@ -7,7 +7,6 @@ import pytest
 from blip.data.dataset import open_dataset, write_manifest
 from blip.errors import DataError
 from blip.evaluate.bootstrap import intervals
-from blip.evaluate.caption_metrics import BleuCounts, Corpus, bleu
 from blip.evaluate.captioning import (
     PER_IMAGE,
     evaluate_captioning,
@@ -15,7 +14,9 @@ from blip.evaluate.captioning import (
     statistics,
     write_captions,
 )
+from blip.evaluate.evaluation_set import open_evaluation_set
 from blip.files import digest_directory, read_json
+from blip.metrics.captions import BleuCounts, Corpus, bleu
 from blip.tracker import NullTracker
 
 CAPTIONS = {"a": "a red dog on the mat", "b": "two cats", "c": "a man rides a bike in the street"}
@@ -50,7 +51,9 @@ def test_a_model_is_measured(test_set, random_model, tmp_path: Path) -> None:
     model = random_model("captioning")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        evaluate_captioning(config, model, data, tmp_path / name, NullTracker())
+        evaluate_captioning(
+            config, model, open_evaluation_set(data), tmp_path / name, NullTracker()
+        )
     assert digest_directory(tmp_path / "one") == digest_directory(tmp_path / "two")
     rows = read_json(tmp_path / "one/captions.json")
     dataset = open_dataset(data)
@@ -58,7 +61,7 @@ def test_a_model_is_measured(test_set, random_model, tmp_path: Path) -> None:
     assert sum(len(row["references"]) for row in rows) == dataset.num_captions
     captions = {row["key"]: row["caption"] for row in rows}
     table = score_captions(captions, {row["key"]: row["references"] for row in rows})
-    assert pq.read_table(tmp_path / "one/per_image.parquet").equals(table)
+    assert pq.read_table(tmp_path / "one/per_example.parquet").equals(table)
     found = read_json(tmp_path / "one/metrics.json")["captioning"]
     assert found["images"] == 12
     for name in ("bleu4", "cider", "rouge_l"):
@@ -71,8 +74,10 @@ def test_bf16_writes_mostly_the_same_captions(test_set, random_model, tmp_path: 
     greedy = {"decoding": config.evaluate.decoding.model_copy(update={"method": "greedy"})}
     full = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=greedy)})
     half = config.evaluate.model_copy(update={**greedy, "precision": "bf16"})
-    exact = write_captions(full, model, open_dataset(data))
-    coarse = write_captions(config.model_copy(update={"evaluate": half}), model, open_dataset(data))
+    exact = write_captions(full, model, open_evaluation_set(data))
+    coarse = write_captions(
+        config.model_copy(update={"evaluate": half}), model, open_evaluation_set(data)
+    )
     assert exact.keys() == coarse.keys()
     same = sum(exact[key] == coarse[key] for key in exact)
     # Measured: 8 of 12, of a model with random weights, whose choices are close.
@@ -85,4 +90,6 @@ def test_a_set_without_captions_is_refused(test_set, random_model, tmp_path: Pat
     bare.mkdir()
     write_manifest(bare, [], {}, {})
     with pytest.raises(DataError, match="bare: has no caption to compare with"):
-        evaluate_captioning(config, random_model("captioning"), bare, tmp_path, NullTracker())
+        evaluate_captioning(
+            config, random_model("captioning"), open_evaluation_set(bare), tmp_path, NullTracker()
+        )

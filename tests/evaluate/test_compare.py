@@ -26,11 +26,11 @@ def write_arm(folder: Path, keys: list[str], skill: float) -> Path:
         for key, rank in zip(keys, ranks, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=retrieval.PER_IMAGE)
-    write_table(folder / "retrieval/per_image.parquet", table)
+    write_table(folder / "retrieval/per_example.parquet", table)
     captions = {key: "a red dog on the mat" if skill > 0.3 else "the mat" for key in keys}
     references = {key: [f"a red dog on mat {key}"] for key in keys}
     table = captioning.score_captions(captions, references)
-    write_table(folder / "captioning/per_image.parquet", table)
+    write_table(folder / "captioning/per_example.parquet", table)
     return folder
 
 
@@ -83,18 +83,18 @@ def test_a_task_of_one_arm_alone_is_refused(tmp_path: Path, config: Config) -> N
 @pytest.mark.parametrize("damage", ["cut", "columns", "gone"])
 def test_damaged_results_are_named(tmp_path: Path, config: Config, damage: str) -> None:
     arm = write_arm(tmp_path / "arm", ["a", "b"], 0.5)
-    file = arm / "retrieval/per_image.parquet"
+    file = arm / "retrieval/per_example.parquet"
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100])
     elif damage == "columns":
         write_table(file, pa.table({"key": ["a"]}))
     else:
         file.unlink()
-    with pytest.raises(DataError, match=r"arm/retrieval/per_image\.parquet: "):
+    with pytest.raises(DataError, match=r"arm/retrieval/per_example\.parquet: "):
         compare(config, arm, arm, tmp_path, NullTracker())
 
 
 def _table(arm: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.read_table(arm / "retrieval/per_image.parquet")
+    return pq.read_table(arm / "retrieval/per_example.parquet")

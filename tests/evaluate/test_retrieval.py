@@ -15,6 +15,7 @@ from blip.data.loader import image_batches
 from blip.data.text import VOCABULARY, Tokenizer
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import intervals
+from blip.evaluate.evaluation_set import open_evaluation_set
 from blip.evaluate.retrieval import (
     PER_IMAGE,
     Candidates,
@@ -150,15 +151,17 @@ def test_more_candidates_than_there_are(test_set, random_model, tmp_path: Path) 
     with pytest.raises(
         ConfigError, match=r"evaluate\.k 13 candidates, but .* has 12 images.*: lower"
     ):
-        evaluate_retrieval(many, random_model("retrieval"), data, tmp_path, NullTracker())
+        evaluate_retrieval(
+            many, random_model("retrieval"), open_evaluation_set(data), tmp_path, NullTracker()
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_is_measured_as_pair_by_pair(test_set, random_model, tmp_path: Path) -> None:
     config, data = test_set
     model = random_model("retrieval")
-    evaluate_retrieval(config, model, data, tmp_path, NullTracker())
-    table = pq.read_table(tmp_path / "per_image.parquet")
+    evaluate_retrieval(config, model, open_evaluation_set(data), tmp_path, NullTracker())
+    table = pq.read_table(tmp_path / "per_example.parquet")
     dataset = open_dataset(data)
     rows = dataset.captions().to_pylist()
     keys = dataset.records()["key"].to_pylist()
@@ -182,12 +185,12 @@ def test_bf16_ranks_nearly_the_same(test_set, random_model, tmp_path: Path) -> N
         evaluate_retrieval(
             config.model_copy(update={"evaluate": evaluate}),
             random_model("retrieval"),
-            data,
+            open_evaluation_set(data),
             tmp_path / precision,
             NullTracker(),
         )
         found.append(
-            pq.read_table(tmp_path / precision / "per_image.parquet")["tr_rank"].to_numpy()
+            pq.read_table(tmp_path / precision / "per_example.parquet")["tr_rank"].to_numpy()
         )
     # Measured: one of 12 ranks differs, by one.
     assert np.abs(found[0] - found[1]).max() <= 3
@@ -223,7 +226,7 @@ def test_equal_runs_give_equal_bytes(test_set, random_model, tmp_path: Path) -> 
     model = random_model("retrieval")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        evaluate_retrieval(config, model, data, tmp_path / name, NullTracker())
+        evaluate_retrieval(config, model, open_evaluation_set(data), tmp_path / name, NullTracker())
     assert digest_directory(tmp_path / "one") == digest_directory(tmp_path / "two")
 
 
@@ -233,10 +236,14 @@ def test_a_set_without_captions_is_refused(test_set, random_model, tmp_path: Pat
     bare.mkdir()
     write_manifest(bare, [], {}, {})
     with pytest.raises(DataError, match="bare: has no caption to look for"):
-        evaluate_retrieval(config, random_model("retrieval"), bare, tmp_path, NullTracker())
+        evaluate_retrieval(
+            config, random_model("retrieval"), open_evaluation_set(bare), tmp_path, NullTracker()
+        )
 
 
 def test_a_captioner_cannot_retrieve(test_set, random_model, tmp_path: Path) -> None:
     config, data = test_set
     with pytest.raises(CheckpointError, match="retrieval"):
-        evaluate_retrieval(config, random_model("captioning"), data, tmp_path, NullTracker())
+        evaluate_retrieval(
+            config, random_model("captioning"), open_evaluation_set(data), tmp_path, NullTracker()
+        )

@@ -4,6 +4,7 @@
 reference material, as root with containerd, or the tests are skipped.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,15 +12,24 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.kube import images
+from tests.kube import admission, images
+from tests.kube.admission import ENVIRONMENT, IMAGE, LABEL
 
-IMAGE = "docker.io/library/python:3.11-slim"
+_spec = importlib.util.spec_from_file_location(
+    "toy_project", Path(__file__).parents[1] / "integrations" / "conftest.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+_toy_project = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_toy_project)
+toy_template = _toy_project.toy_template
 
 
 @pytest.fixture(scope="session")
@@ -130,11 +140,122 @@ def namespace(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 def kubectl(kubeconfig: Path, namespace: str) -> Kubectl:
     """`kubectl` in the namespace."""
     kubectl = Kubectl(kubeconfig, namespace)
-    deadline = time.monotonic() + 30
-    while "default" not in kubectl("get", "serviceaccounts", "-o", "name"):
+    wait_until(lambda: "default" in kubectl("get", "serviceaccounts", "-o", "name"))
+    return kubectl
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Give the first answer that is true."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    return kubectl
+    return answer
+
+
+@pytest.fixture(scope="session")
+def webhook(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A webhook that gives pods this machine's code; its name is the label of namespaces that want it."""
+    folder = tmp_path_factory.mktemp("webhook")
+    folder = folder.rename(folder.with_name(f"webhook-{uuid.uuid4().hex[:8]}"))
+    kubectl = Kubectl(kubeconfig)
+    with admission.serve(folder) as configuration:
+        kubectl("apply", "-f", "-", text=yaml.safe_dump(configuration))
+        try:
+            yield folder.name
+        finally:
+            kubectl("delete", "mutatingwebhookconfiguration", folder.name)
+
+
+@pytest.fixture
+def volume(kubectl: Kubectl, webhook: str) -> Iterator[Path]:
+    """A folder that is a volume of the namespace, claimed as `workspace`, at the same path in the pods."""
+    kubectl("label", "namespace", kubectl.namespace, f"{LABEL}={webhook}")
+    kubectl("create", "serviceaccount", "stage")
+    folder = Path(tempfile.mkdtemp(prefix="blip-volume-", dir="/var/tmp"))
+    folder.chmod(0o777)
+    old = os.umask(0)  # what we write the pods' user may change
+    spec = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+    disk = {
+        **_named("PersistentVolume", kubectl.namespace),
+        "spec": {
+            **spec,
+            "capacity": {"storage": "1Gi"},
+            "hostPath": {"path": str(folder)},
+            "claimRef": {"namespace": kubectl.namespace, "name": "workspace"},
+        },
+    }
+    claim = {
+        **_named("PersistentVolumeClaim", "workspace"),
+        "spec": {
+            **spec,
+            "volumeName": kubectl.namespace,
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    kubectl("apply", "-f", "-", text=yaml.safe_dump_all([disk, claim]))
+    wait_until(lambda: "Bound" in kubectl("get", "persistentvolumeclaim", "workspace"))
+    try:
+        yield folder
+    finally:
+        os.umask(old)
+        kubectl("delete", "jobs", "--all", "--wait=true")
+        kubectl("delete", "persistentvolume", kubectl.namespace, "--wait=false")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named(kind: str, name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name}}
+
+
+@pytest.fixture
+def cluster_file(
+    volume: Path, kubectl: Kubectl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """What Jobs look like in the namespace, with their workspaces on the volume; BLIP_CLUSTER names it."""
+    place = {"cpu": "100m", "memory": "1Gi", "gpus": 0, "shm": "64Mi", "nodes": 1, "parts": 1}
+    settings = {
+        "namespace": kubectl.namespace,
+        "image": IMAGE,
+        "image_pull_policy": "IfNotPresent",
+        "service_account": "stage",
+        "queue": None,
+        "priority_class": None,
+        "node_selector": {},
+        "tolerations": [],
+        "runtime_class": None,
+        "storage": {"kind": "shared", "claim": "workspace", "mount": str(volume)},
+        "env": {**ENVIRONMENT, "TOY_CONTROL": str(volume / "control")},
+        "env_from": [],
+        "grace_seconds": 30,
+        "ttl_seconds": 600,
+        "retries": 0,
+        "patience_seconds": 5,
+        "stages": {"default": place},
+    }
+    file = tmp_path / "jobs.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("BLIP_CLUSTER", str(file))
+    return file
+
+
+def change(file: Path, **values: Any) -> None:
+    """Change top-level keys of a YAML file."""
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **values}))
+
+
+@pytest.fixture
+def toy(toy_template: Path, volume: Path, cluster_file: Path, monkeypatch: Any) -> Any:
+    """The toy project of the integrations on the volume, in the current directory."""
+    root, control = volume / "project", volume / "control"
+    shutil.copytree(toy_template, root, symlinks=True)
+    control.mkdir()
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o777 if path.is_dir() else 0o666)
+    monkeypatch.setenv("TOY_CONTROL", str(control))
+    monkeypatch.setenv("BLIP_TRACKING", "off")
+    monkeypatch.chdir(root)
+    return _toy_project.Toy(root, control)
 
 
 @pytest.fixture(scope="session")

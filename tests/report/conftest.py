@@ -228,7 +228,7 @@ class Experiment:
         tables["captioning"] = (captioning, captioning.score_captions(captions, references))
         for task, (module, table) in tables.items():
             folder = self.root / "results" / name / task
-            write_table(folder / "per_image.parquet", table)
+            write_table(folder / "per_example.parquet", table)
             found = intervals(module.statistics(table), len(keys), 100, 0.95, 0)
             write_json(folder / "metrics.json", {task: {n: plain(i) for n, i in found.items()}})
             self.finish(f"results/{name}/{task}", "evaluate", {"model": [f"models/{name}"]}, 4.0)

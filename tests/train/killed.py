@@ -69,7 +69,8 @@ def make_data(root: Path) -> None:
         for key in ("annotations", "images"):
             source[key] = str(root / source[key])
     (root / "web").mkdir()
-    ingest(Ingest(**{**section, "shard_size": 8}), "web", root / "web", NullTracker())
+    rules = Ingest(**{**section, "shard_size": 8})
+    ingest(rules, "web", root / "web", root / "run", NullTracker())
     build_tokenizer(config, [root / "web"], root / "tokenizer")
 
 

@@ -77,7 +77,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     stage = Stage(root)
     for path in stage.data:
         path.mkdir(parents=True)
-        ingest(Ingest(**{**section, "shard_size": 16}), path.name, path, NullTracker())
+        rules, run_dir = Ingest(**{**section, "shard_size": 16}), root / "runs" / path.name
+        ingest(rules, path.name, path, run_dir, NullTracker())
     build_tokenizer(short_config(), stage.data, stage.tokenizer)
     return stage
 

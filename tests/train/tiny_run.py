@@ -58,7 +58,8 @@ def make_data(root: Path) -> list[Path]:
     data = [root / "web", root / "human"]
     for path in data:
         path.mkdir()
-        ingest(Ingest(**{**rules, "shard_size": 16}), path.name, path, NullTracker())
+        run_dir = root / "runs" / path.name
+        ingest(Ingest(**{**rules, "shard_size": 16}), path.name, path, run_dir, NullTracker())
     build_tokenizer(settings, data, root / "tokenizer")
     return data
 

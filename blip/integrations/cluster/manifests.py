@@ -19,6 +19,7 @@ the others in their last second. Parts have nothing to do with each other, so ea
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import yaml
 
 from blip.errors import ConfigError
+from blip.files import digest_json
 from blip.integrations.cluster.settings import BucketStorage, Cluster, Place, SharedStorage
 from blip.integrations.launch import PREEMPTED, TELEMETRY_OFF, shell_arguments
 from blip.integrations.versioning import Node
@@ -43,6 +45,7 @@ INDEX = "$JOB_COMPLETION_INDEX"  # of a pod of an Indexed Job, in its environmen
 PORT = 29500
 LAST_WORDS = 10  # seconds of the grace that torchrun leaves itself
 USER = 1000
+IN_POD = "blip.integrations.cluster.workspace"  # brings the workspace, and takes the result away
 IN_IMAGE = PurePath("/workspace")
 
 MAX_LABEL = 63
@@ -83,7 +86,7 @@ def render(
     )
     _check(node, place, cluster, workspace)
     assert node.command is not None
-    name = job_name(node.name, key)
+    name = job_name(node.name, key and digest_json([key, str(workspace)]))  # each writes in its own
     if place.nodes > 1:
         job = _job(
             node, key, cluster, place, workspace, name, _torchrun(name, node, cluster, place)
@@ -95,6 +98,8 @@ def render(
         rest = _job(node, key, cluster, place, workspace, name, node.command)
         return [_over_parts(first, place, cluster), _after(rest, f"{name}-parts")]
     command = _torchrun(name, node, cluster, place) if place.gpus > 1 else node.command
+    if isinstance(cluster.storage, BucketStorage):
+        command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
     return [_job(node, key, cluster, place, workspace, name, command)]
 
 

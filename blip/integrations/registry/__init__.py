@@ -180,7 +180,7 @@ def _check_results(task: Task, model: Path, results: Path, gate: Gate) -> float:
     if measured != [input_digest(model)]:
         raise DataError(
             f"{results}: was not measured on {model} as it is now: "
-            f"run blip evaluate {task} --model {model} again"
+            f"run blip evaluate {task} --checkpoint {model} again"
         )
     metrics = read_json(results / "metrics.json").get(task, {})
     if gate.metric not in metrics:
@@ -384,7 +384,7 @@ def _per_image(folder: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / "per_image.parquet"
+    path = folder / "per_example.parquet"
     try:
         return pq.read_table(path).sort_by("key")
     except (OSError, pa.ArrowException) as error:

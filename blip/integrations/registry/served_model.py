@@ -15,8 +15,9 @@ from mlflow.pyfunc.model import PythonModel
 
 from blip.config import Decoding
 from blip.data.pictures import Source, read_picture
+from blip.evaluate.network import Need
 from blip.files import read_json
-from blip.inference import Need, Predictor, load_predictor
+from blip.inference import Predictor, load_predictor
 from blip.models.generation import seeded_generator
 
 BATCH = 64

@@ -1,13 +1,15 @@
 """Carries the journals of stages to MLflow: as often as needed, nothing lost, nothing twice.
 
     runs/<verb>-<key16>/journal.jsonl   what the stage said
+    runs/<verb>-<key16>/journal-*.jsonl what its parts said
     runs/<verb>-<key16>/system.jsonl    what the follower saw of its process
-    runs/<verb>-<key16>/shipped.json    how far both have been carried, and to which run
+    runs/<verb>-<key16>/shipped.json    how far all have been carried, and to which run
     runs/experiments/<name>.json        the whole configuration of an experiment, for its parent run
 
-Runs nest: experiment > stage. A stage that was killed and resumed continues its run; one that is
-done again after it had finished gets a new run. Shipping may be killed and repeated at any moment:
-a run is found again by its key and the time it began, and MLflow keeps one of equal points.
+Runs nest: experiment > stage; what parts say belongs to their stage's run. A stage that was killed
+and resumed continues its run; one that is done again after it had finished gets a new run. Shipping
+may be killed and repeated at any moment: a run is found again by its key and the time it began, and
+MLflow keeps one of equal points.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from blip.integrations.tracking.watch import JOURNAL, SYSTEM
 log = logging.getLogger(__name__)
 
 SHIPPED = "shipped.json"
+JOURNALS = "journal*.jsonl"
 
 RESULTS = "results/"
 """Metrics of this group at step 0, and artifacts of this folder, also go to the experiment's run:
@@ -130,7 +133,7 @@ class _Shipment:
                 self._take(event)
             else:
                 self._flush()
-                self._handle(event)
+                self._handle(source, event)
             self.shipped.offsets[source] = offset
             if len(self.points) >= _BATCH:
                 self._flush()
@@ -138,10 +141,9 @@ class _Shipment:
         return self.sent
 
     def _events(self) -> Iterator[tuple[str, dict[str, Any], int]]:
-        """Merge both journals by time: file, event, and the file's offset after it."""
+        """Merge all journals by time: file, event, and the file's offset after it."""
         sources = [
-            _read(self.folder / name, self.shipped.offsets.get(name, 0))
-            for name in (JOURNAL, SYSTEM)
+            _read(path, self.shipped.offsets.get(path.name, 0)) for path in _journals(self.folder)
         ]
         return heapq.merge(*sources, key=lambda item: float(item[1]["time"]))
 
@@ -152,18 +154,22 @@ class _Shipment:
             for name, value in event["values"].items()
         ]
 
-    def _handle(self, event: dict[str, Any]) -> None:
+    def _handle(self, source: str, event: dict[str, Any]) -> None:
         match event["event"]:
             case "start":
                 self._begin(event)
             case "artifact":
                 self._artifact(event)
-            case "end":
+            case "end" if source in (JOURNAL, SYSTEM) or self._breaks_off(event):
                 self.server.end_run(
                     self.shipped.run_id, event["status"], event["time"], event.get("output")
                 )
                 self.shipped.status = event["status"]
                 self.shipped.time = event["time"]
+
+    def _breaks_off(self, event: dict[str, Any]) -> bool:
+        """Tell whether the end of a part is one of its stage: only the stage itself finishes it."""
+        return self.shipped.status == "RUNNING" and event["status"] != "FINISHED"
 
     def _begin(self, event: dict[str, Any]) -> None:
         shipped = self.shipped
@@ -232,7 +238,12 @@ def _open_experiments(
 
 
 def _folders(runs: Path) -> list[Path]:
-    return sorted(journal.parent for journal in runs.glob(f"*/{JOURNAL}"))
+    return sorted({journal.parent for journal in runs.glob(f"*/{JOURNALS}")})
+
+
+def _journals(folder: Path) -> list[Path]:
+    """Give the journals of a stage: its own, those of its parts, and what was seen of it."""
+    return [*sorted(folder.glob(JOURNALS)), folder / SYSTEM]
 
 
 def _load(folder: Path, settings: TrackingSettings) -> Shipped:
@@ -252,9 +263,8 @@ def _store(settings: TrackingSettings) -> str:
 
 def _waits(folder: Path, shipped: Shipped) -> bool:
     """Tell whether whole events lie behind the offsets; a torn last line waits for its end."""
-    for name in (JOURNAL, SYSTEM):
-        path = folder / name
-        start = shipped.offsets.get(name, 0)
+    for path in _journals(folder):
+        start = shipped.offsets.get(path.name, 0)
         if path.exists() and path.stat().st_size > start and next(_read(path, start), None):
             return True
     return False

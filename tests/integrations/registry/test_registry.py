@@ -97,7 +97,7 @@ def measure(task: Task, model: Path, quality: float, test_set: str = "test") -> 
         schema = module.PER_IMAGE
         arrays = [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)]
         table = pa.table(arrays, schema=schema)
-        write_table(stage.out / "per_image.parquet", table)
+        write_table(stage.out / "per_example.parquet", table)
         found = intervals(module.statistics(table), IMAGES, 100, 0.95, 0)
         write_json(stage.out / "metrics.json", {task: {n: plain(i) for n, i in found.items()}})
     return out

@@ -66,6 +66,33 @@ def test_a_stage_arrives_whole(settings: TrackingSettings, client: Any) -> None:
     assert experiment.data.metrics == {"results/web/retrieval/tr_r1": 25.0}
 
 
+def test_parts_belong_to_the_run_of_their_stage(settings: TrackingSettings, client: Any) -> None:
+    parts = [Journal(STAGE / f"journal-{index}-of-2.jsonl") for index in range(2)]
+    about = {"stage": "caption", "name": "caption-web", "key": "k1", "experiment": "e"}
+    for index, part in enumerate(parts):
+        part.start(**about, params={}, inputs={})
+        part.metrics({"perf/images_per_second": 10.0 + index}, index)
+    parts[0].end("FINISHED")
+    ship(RUNS, settings)
+    [run] = runs_of(client)
+    assert run.info.status == "RUNNING"
+    assert curve(client, run, "perf/images_per_second") == [(0, 10.0), (1, 11.0)]
+
+    parts[1].end("FAILED")
+    ship(RUNS, settings)
+    assert [run.info.status for run in runs_of(client)] == ["FAILED"]
+
+    again, whole = Journal(STAGE / "journal-1-of-2.jsonl"), Journal(STAGE / "journal.jsonl")
+    for journal in (again, whole):
+        journal.start(**about, params={}, inputs={})
+    whole.end("FINISHED", "digest")
+    again.end("KILLED")  # it came too late
+    ship(RUNS, settings)
+    [run] = runs_of(client)
+    assert (run.info.status, run.data.tags["blip.output"]) == ("FINISHED", "digest")
+    assert pending(RUNS, settings) == []
+
+
 def test_only_what_is_new_is_carried(settings: TrackingSettings, client: Any) -> None:
     journal = begin(STAGE)
     journal.metrics({"train/loss": 3.0}, 0)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip.evaluate.caption_metrics import BleuCounts, Corpus, bleu
+from blip.metrics.captions import BleuCounts, Corpus, bleu
 
 TOLERANCE = 1e-9  # measured against pycocoevalcap: 4e-16 BLEU, 9e-16 CIDEr, 0 ROUGE-L
 

@@ -1,6 +1,6 @@
 """BLEU, ROUGE-L and CIDEr-D of whole corpora at once, equal to pycocoevalcap on tokenised captions.
 
-Captions are strings of tokens separated by single spaces, as `blip.evaluate.ptb.tokenize` gives
+Captions are strings of tokens separated by single spaces, as `blip.metrics.ptb.tokenize` gives
 them: N hypotheses, one an image, and a list of references for each. n-grams become integers and
 are counted, matched and weighted by sorting, for all images together.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blip.evaluate.ptb import DROPPED, tokenize
+from blip.metrics.ptb import DROPPED, tokenize
 
 
 @pytest.mark.parametrize(

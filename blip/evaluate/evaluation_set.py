@@ -1,0 +1,95 @@
+"""The images and texts to measure on: a dataset version, or a benchmark's own annotation file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip.data.annotations import read_retrieval_set
+from blip.data.dataset import Dataset, open_dataset
+from blip.data.loader import ahead, image_batches
+from blip.data.tasks import read_photo
+from blip.data.transforms import evaluation_resize, normalise
+from blip.errors import ConfigError
+
+THREADS = 4  # that decode, while the model works on the batch before
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images with the texts that people gave them.
+
+    Attributes:
+        source: The dataset version or the annotation file, for messages.
+        keys: Of the images, in order.
+        texts: Of each image, as written; may be none.
+        images: The dataset version, or the photos in the order of the keys.
+    """
+
+    source: Path
+    keys: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    images: Dataset | Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def batches(self, size: int, batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
+        """Give keys and images (B, 3, S, S) float32, each image once, in order.
+
+        Raises:
+            DataError: An image is missing, was changed or cannot be decoded; it is named.
+        """
+        if isinstance(self.images, Dataset):
+            yield from image_batches(self.images, size, batch_size)
+            return
+        starts = range(0, len(self.keys), batch_size)
+        for start, images in zip(starts, photo_batches(self.images, size, batch_size), strict=True):
+            yield list(self.keys[start : start + batch_size]), images
+
+
+def open_evaluation_set(data: Path, photos: Path | None = None) -> EvaluationSet:
+    """Read what to measure on.
+
+    Args:
+        data: A dataset version; or a JSON file of `{"image", "caption": [...]}` as COCO and
+            Flickr30k are evaluated on (BLIP.md 5.1).
+        photos: With a JSON file, the folder of its images.
+
+    Raises:
+        ConfigError: The folder of the photos is missing, or too much.
+        DataError: The data cannot be read, or break a rule.
+    """
+    if data.suffix != ".json":
+        if photos is not None:
+            raise ConfigError(f"--photos goes with an annotation file: {data} has its own images")
+        dataset = open_dataset(data)
+        texts: dict[str, list[str]] = {key: [] for key in dataset.records()["key"].to_pylist()}
+        for row in dataset.captions().to_pylist():
+            if row["kept"] is not False:
+                texts[row["key"]].append(row["text"])
+        return EvaluationSet(data, list(texts), list(texts.values()), dataset)
+    if photos is None:
+        raise ConfigError(f"{data} names photos: say where they lie: --photos FOLDER")
+    found = read_retrieval_set(data)
+    own: list[list[str]] = [[] for _ in found.images]
+    for text, owner in zip(found.texts, found.owner, strict=True):
+        own[owner].append(text)
+    return EvaluationSet(data, found.images, own, [photos / image for image in found.images])
+
+
+def photo_batches(photos: Sequence[Path], size: int, batch_size: int) -> Iterator[Tensor]:
+    """Give photos as (B, 3, S, S) float32, decoded ahead by threads.
+
+    Raises:
+        DataError: A photo is missing or cannot be decoded; it is named.
+    """
+
+    def load(batch: int) -> tuple[Tensor, ...]:
+        chosen = photos[batch * batch_size : (batch + 1) * batch_size]
+        return (torch.stack([evaluation_resize(read_photo(photo), size) for photo in chosen]),)
+
+    for (pixels,) in ahead(load, range(-(-len(photos) // batch_size)), THREADS):
+        yield normalise(pixels)

@@ -1,0 +1,47 @@
+"""What every evaluation leaves: its metrics with intervals, and the table they can be computed from again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from blip.config import Config
+from blip.data.dataset import write_table
+from blip.evaluate.bootstrap import Statistic, intervals, plain
+from blip.files import write_json
+from blip.tracker import Tracker
+
+TABLE = "per_example.parquet"
+
+
+def report(
+    config: Config,
+    task: str,
+    table: pa.Table,
+    statistics: Mapping[str, Statistic],
+    counts: Mapping[str, float],
+    out: Path,
+    tracker: Tracker,
+) -> None:
+    """Write `metrics.json` and `per_example.parquet`, and tell the tracker the metrics.
+
+    Args:
+        config: `evaluate` gives the resamples and the confidence of the intervals.
+        task: Names the metrics: `metrics.json` is `{task: {metric: {"value", "low", "high"}}}`.
+        table: One row an example, what the statistics resample.
+        statistics: The metrics.
+        counts: Beside them in the file: how many images, texts, questions.
+        out: The folder.
+        tracker: Told the values as `task/metric`.
+    """
+    write_table(out / TABLE, table)
+    found = intervals(
+        statistics,
+        len(table),
+        config.evaluate.bootstrap_samples,
+        config.evaluate.confidence,
+        config.seed,
+    )
+    document = {name: plain(interval) for name, interval in found.items()}
+    write_json(out / "metrics.json", {task: {**document, **counts}})
+    tracker.metrics({f"{task}/{name}": interval.value for name, interval in found.items()})
