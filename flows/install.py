@@ -101,7 +101,9 @@ def crash_of_silent_runs(silence: timedelta) -> AutomationCore:
         ),
         actions=[
             ChangeFlowRunState(
+                name=None,
                 state=StateType.CRASHED,
+                force=False,
                 message=f"no heartbeat for {silence.total_seconds():.0f} s: its process is gone",
             )
         ],
