@@ -30,6 +30,7 @@ from typing import Any
 import yaml
 
 from blip.errors import ConfigError
+from blip.files import digest_json
 from blip.integrations.cluster.settings import BucketStorage, Cluster, Place, SharedStorage
 from blip.integrations.launch import PREEMPTED, TELEMETRY_OFF, shell_arguments
 from blip.integrations.versioning import Node
@@ -91,7 +92,7 @@ def render(
     )
     _check(node, place, cluster, workspace)
     assert node.command is not None
-    name = job_name(node.name, key)
+    name = job_name(node.name, key and digest_json([key, str(workspace)]))  # each writes in its own
     if place.nodes > 1:
         job = _job(
             node, key, cluster, place, workspace, name, _torchrun(name, node, cluster, place)

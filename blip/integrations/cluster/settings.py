@@ -80,6 +80,7 @@ class Cluster(Section):
     grace_seconds: Annotated[int, Field(ge=30)]
     ttl_seconds: Count
     retries: Count
+    patience_seconds: Positive
     stages: dict[str, Place]
 
     @model_validator(mode="after")

@@ -122,7 +122,7 @@ def test_pod_security_restricted_holds(cluster: Cluster) -> None:
 
 def test_a_small_stage_is_one_pod_that_runs_the_command_of_the_graph(local: Cluster) -> None:
     (job,) = render(stage("select", 90.2), KEY, local, WORKSPACE)
-    assert job["metadata"]["name"] == "blip-select-0123456789"
+    assert re.fullmatch(r"blip-select-[0-9a-f]{10}", job["metadata"]["name"])
     assert job["metadata"]["labels"][manifests.KEY] == KEY[:63]
     assert job["metadata"]["annotations"][manifests.COMMAND] == stage("select").command
     assert job["spec"]["activeDeadlineSeconds"] == 91
@@ -256,11 +256,15 @@ def test_any_stage_and_key_give_valid_names_and_labels(
             assert LABEL.fullmatch(value), value
 
 
-def test_equal_work_has_equal_names_and_other_work_has_others() -> None:
+def test_equal_work_has_one_name_in_a_workspace(local: Cluster) -> None:
+    def name(of: str, key: str, workspace: PurePath = WORKSPACE) -> str:
+        return str(render(stage(of), key, local, workspace)[0]["metadata"]["name"])
+
     other = "f" + KEY[1:]
-    assert manifests.job_name("caption", KEY) == "blip-caption-0123456789"
-    assert manifests.job_name("caption", KEY) != manifests.job_name("caption", other)
-    assert manifests.job_name("finetune@a", KEY) != manifests.job_name("finetune@b", KEY)
+    assert name("finetune@a", KEY) == name("finetune@a", KEY)
+    assert len({name("finetune@a", KEY), name("finetune@a", other), name("finetune@b", KEY)}) == 3
+    assert name("finetune@a", KEY) != name("finetune@a", KEY, PurePath("/workspace/two"))
+    assert name("finetune@a", "") == "blip-finetune-a"
 
 
 @settings(max_examples=30)
