@@ -276,4 +276,4 @@ def image(kubeconfig: Path, image_folder: Path) -> str:
     took = time.monotonic() - began
     size = images.size(images.IMAGE, image_folder)
     sys.stdout.write(f"{images.IMAGE}: {size / 1e9:.2f} GB, built in {took:.0f} s\n")
-    return images.IMAGE
+    return images.tag_by_content(images.IMAGE, image_folder)

@@ -58,6 +58,17 @@ def pip_setting(name: str) -> str:
     return result.stdout.strip()
 
 
+def tag_by_content(tag: str, folder: Path) -> str:
+    """Give an image a tag of its own, by which a node that has it has this very one."""
+    command = ["podman", "image", "inspect", "--format", "{{.Id}}", tag]
+    found = subprocess.run(
+        command, env=environment(folder), capture_output=True, check=True, text=True
+    )
+    named = f"{tag.rpartition(':')[0]}:{found.stdout.strip()[:12]}"
+    subprocess.run(["podman", "tag", tag, named], env=environment(folder), check=True)
+    return named
+
+
 def has_image(tag: str, folder: Path) -> bool:
     """Tell whether an image is known to buildah and podman."""
     command = ["podman", "image", "exists", tag]

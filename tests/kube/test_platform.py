@@ -61,7 +61,8 @@ class Platform:
         subprocess.run([folder / "k8s/secrets.sh", self.overlay], check=True)
         jobs = self.overlay / "jobs.yaml"
         settings = yaml.safe_load(jobs.read_text())
-        settings["namespace"] = self.namespace
+        settings.update(namespace=self.namespace, image=image)
+        settings["stages"] = {"default": {**settings["stages"]["default"], "cpu": "100m"}}
         jobs.write_text(yaml.safe_dump(settings))
 
     def kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
@@ -133,7 +134,8 @@ class Platform:
         return json.loads(text) if text else None
 
     def _resolve(self, text: str) -> str:
-        """Put addresses where the documents name a service, also in Secrets."""
+        """Put addresses where the documents name a service, also in Secrets; and the image of this test."""
+        text = text.replace("image: blip:cpu", f"image: {self.image}")
         for name, port in PORTS.items():
             if address := self.addresses.get(name):
                 text = re.sub(rf"(//|@){name}:{port}", rf"\g<1>{address}:{port}", text)
@@ -304,7 +306,7 @@ def test_the_server_asks_for_its_password(platform: Platform) -> None:
     assert refused.value.code == 401
 
 
-def test_a_flow_run_is_a_job_of_our_template(platform: Platform) -> None:
+def test_a_flow_run_is_a_job_of_our_template_and_its_stages_are_jobs(platform: Platform) -> None:
     pools = {pool["name"]: pool for pool in platform.prefect("POST", "work_pools/filter", {})}
     assert set(pools) == {"blip", "blip-kubernetes"}
     found = platform.prefect("GET", "deployments/name/prepare/kubernetes")
@@ -313,7 +315,6 @@ def test_a_flow_run_is_a_job_of_our_template(platform: Platform) -> None:
         f"deployments/{found['id']}/create_flow_run",
         {
             "parameters": {
-                "launcher": "local",
                 "overrides": {"world.web": 40, "world.human": 10, "world.test": 10},
             },
             "job_variables": {"cpu_request": "100m"},
@@ -326,15 +327,20 @@ def test_a_flow_run_is_a_job_of_our_template(platform: Platform) -> None:
 
     state = wait_until(ended, 400, lambda: platform.story("flow"))
     assert state["type"] == "COMPLETED", (state["message"], platform.story("flow"))
-    job = next(
-        j for j in platform.get("jobs") if "prefect.io/flow-run-id" in j["metadata"]["labels"]
-    )
+    jobs = {job["metadata"]["name"]: job for job in platform.get("jobs")}
+    job = next(j for j in jobs.values() if "prefect.io/flow-run-id" in j["metadata"]["labels"])
+    stages = {j["metadata"]["annotations"]["blip/stage"] for j in jobs.values() if is_stage(j)}
+    assert {"ingest@web", "ingest@human", "ingest@test", "validate", "tokenizer"} <= stages
     pod = job["spec"]["template"]["spec"]
     assert pod["serviceAccountName"] == "blip-flow"
     assert pod["priorityClassName"] == "blip-flow"
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
     experiments = platform.folder / "volumes/blip-workspace/.blip/experiments"
     assert list(experiments.glob("*/datasets/web/manifest.json"))
+
+
+def is_stage(job: dict[str, Any]) -> bool:
+    return "blip/stage" in job["metadata"].get("annotations", {})
 
 
 @pytest.mark.parametrize(
