@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient
@@ -21,6 +22,7 @@ from flows.install import job_template
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("local", "gpu")
+KUBERNETES = "1.37"  # of the schemas
 POD_KINDS = {"Deployment", "StatefulSet", "Job", "CronJob"}
 
 
@@ -115,6 +117,35 @@ def assert_restricted(name: str, spec: dict[str, Any]) -> None:
         assert not any(port.get("hostPort") for port in container.get("ports", [])), name
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
         assert "memory" in container["resources"]["limits"], name
+
+
+@needs_kustomize
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_everything_passes_the_published_schemas(
+    rendered: Any, overlay: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = [*rendered[overlay], flow_job(overlay, monkeypatch)]
+    for document in documents:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    assert {d["kind"] for d in documents} >= {"StatefulSet", "CronJob", "NetworkPolicy", "Role"}
+
+
+def test_every_variable_of_flow_runs_is_told_of() -> None:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    section = text.partition("\n### Variables of flow runs\n")[2].partition("\n### ")[0]
+    told = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+    variables = json.loads((ROOT / "k8s/job-template.json").read_text())["variables"]["properties"]
+    assert told == [
+        (name, shown(variable["default"]), variable["description"])
+        for name, variable in variables.items()
+    ]
+
+
+def shown(default: Any) -> str:
+    """Give a default as the table shows it."""
+    if default is None:
+        return ""
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
 
 
 @needs_kustomize
