@@ -40,8 +40,9 @@ def test_it_runs_a_stage_as_nobody_on_a_root_that_cannot_be_written(
     result = run(
         image,
         image_folder,
-        f"cat >params.yaml <<'X'\n{params}\nX\n"
-        """
+        f"""
+        mkdir work; sh /opt/project/k8s/base/checkout.sh work >/dev/null; cd work
+        cat >params.yaml <<'X'\n{params}\nX
         id -u; ! touch /opt/venv/x 2>/dev/null; blip --help >help; grep -c pretrain help
         blip world data
         blip ingest web --out datasets/web
