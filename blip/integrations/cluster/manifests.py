@@ -343,7 +343,7 @@ def _container(cluster: Cluster, place: Place, workspace: PurePath, command: str
     # No limit of CPU: it would hold a stage up beside idle cores.
     limits: Manifest = {"memory": place.memory}
     if place.gpus:
-        limits["nvidia.com/gpu"] = place.gpus
+        limits["nvidia.com/gpu"] = str(place.gpus)
     container: Manifest = {
         "name": CONTAINER,
         "image": cluster.image,

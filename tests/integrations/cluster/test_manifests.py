@@ -143,7 +143,7 @@ def test_the_gpu_overlay_asks_for_gpus_and_the_queue() -> None:
     assert job["spec"]["suspend"] is True
     assert job["spec"]["completions"] == 4
     pod = pod_of(job)
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
     assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert pod["tolerations"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
