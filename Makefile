@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SHELL := /bin/bash
+ENGINE := $(or $(shell command -v podman),docker)
+TORCH ?= cpu
+OVERLAY ?= local
 
-.PHONY: help demo test ui study bench bench-smoke install install-dev check format lock clean
+.PHONY: help demo test ui study bench bench-smoke image deploy-local install install-dev check check-kube format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -28,6 +31,18 @@ bench: install-dev  ## Time the hot paths against the plain way and transformers
 bench-smoke: install-dev  ## The same at tiny size, in a minute: all results must be equal
 	@$(BIN)/python -m benchmarks --size tiny --scale 0.02 --repeats 1
 
+image:  ## Build the image for clusters, with podman or docker (ENGINE); TORCH=cu130 for GPUs
+	$(ENGINE) build -f k8s/Dockerfile -t docker.io/library/blip:$(if $(filter cpu,$(TORCH)),cpu,cuda) --build-arg TORCH=$(TORCH) .
+
+deploy-local:  ## Put the platform on the cluster of KUBECONFIG (OVERLAY=gpu for the other one) and wait until it is ready
+	@: $${KUBECONFIG:?names the cluster}
+	k8s/secrets.sh k8s/overlays/$(OVERLAY)
+	kubectl apply -k k8s/overlays/$(OVERLAY)
+	kubectl -n blip rollout status --timeout 15m deployment/mlflow deployment/prefect deployment/worker
+	@echo 'Prefect  kubectl -n blip port-forward service/prefect 4200   http://localhost:4200'
+	@echo 'MLflow   kubectl -n blip port-forward service/mlflow 5000    http://localhost:5000/#/experiments?workflowType=machine_learning'
+	@echo 'Prefect asks for the word behind PREFECT_API_AUTH_STRING= in k8s/overlays/$(OVERLAY)/secrets/prefect.env'
+
 install: $(VENV)/.runtime data/world.json  ## Create .venv with the locked set; draw the demo world's raw data
 
 install-dev: $(VENV)/.dev  ## The same with development tools
@@ -49,6 +64,9 @@ check: install-dev  ## What CI runs: format, lint, types, import contracts, all 
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2 --dist loadscope -m 'not gpu and not kube'
+
+check-kube: install-dev  ## The tests that need a real Kubernetes cluster (BLIP_KUBECONFIG, or the reference material and root)
+	$(BIN)/pytest -q -n 0 -m kube --durations 10
 
 format: install-dev  ## Format and mend what the linter can
 	$(BIN)/ruff format .

@@ -1,18 +1,38 @@
-"""Runs a flow in this process: `python -m flows experiment '{"preset": "demo"}'`."""
+"""Runs a flow in this process: `python -m flows experiment '{"preset": "demo"}'`.
+
+`python -m flows install` brings the Prefect server to what the project needs.
+"""
 
 import json
 import sys
+from typing import Any
 
 from prefect.exceptions import ParameterTypeError
 
 from blip.errors import BlipError
 from blip.integrations.runner import exit_code, summary
 from flows import experiment as flows
+from flows.install import install
 
 
 def main() -> None:
-    """Run the named flow with JSON parameters; exit with the code of the first failed stage."""
-    name, parameters = sys.argv[1], json.loads(sys.argv[2])
+    """Do what the first argument says."""
+    if sys.argv[1:] == ["install"]:
+        _install()
+    else:
+        _run(sys.argv[1], json.loads(sys.argv[2]))
+
+
+def _install() -> None:
+    try:
+        install()
+    except BlipError as error:
+        sys.stderr.write(f"blip: {error}\n")
+        sys.exit(2)
+
+
+def _run(name: str, parameters: dict[str, Any]) -> None:
+    """Run the named flow; exit with the code of the first failed stage."""
     try:
         state = getattr(flows, name)(**parameters, return_state=True)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
 
+from blip.integrations.cluster.settings import load_cluster
 from blip.integrations.experiment import begin, finish, following, open_experiment
 from blip.integrations.launch import Kind
 from blip.integrations.runner import (
@@ -24,6 +25,7 @@ from blip.integrations.runner import (
     worth_another_try,
 )
 from blip.integrations.versioning import Node
+from flows.turns import Turns
 
 RETRY_SECONDS = 10.0
 
@@ -46,6 +48,8 @@ def run_stages(
     """
     with open_experiment(Path.cwd(), name, preset, overrides) as experiment:
         run = begin(experiment, launcher, share)
+        if launcher == "kubernetes":
+            run.launcher = Turns(run.launcher, load_cluster(), run.stopped)
         todo = plan(experiment.config, targets)
         with following(experiment):
             try:

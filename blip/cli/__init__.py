@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import evaluate, experiment, inference, models, stages
+from blip.cli import evaluate, experiment, inference, k8s, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,3 +55,4 @@ for verb in (
     app.command()(verb)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(experiment.catalog, name="catalog")
+app.add_typer(k8s.k8s, name="k8s")

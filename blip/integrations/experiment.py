@@ -11,8 +11,6 @@ import contextlib
 import logging
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from blip.config import PRESETS, Config, check_config, dump_config, load_config,
 from blip.errors import ConfigError, IntegrationError
 from blip.files import lock, read_json, write_json, write_text
 from blip.integrations import versioning
+from blip.integrations.git import git, reports, snapshot
 from blip.integrations.launch import Kind, open_launcher
 from blip.integrations.runner import (
     Outcome,
@@ -217,7 +216,7 @@ def _anchor(document: dict[str, Any], checkout: Path) -> dict[str, Any]:
             path.parts
             and (checkout / path).exists()
             and not travels
-            and not _git(checkout, "ls-files", "--", str(path))
+            and not git(checkout, "ls-files", "--", str(path))
         ):
             section[leaf] = str((checkout / path).resolve())
     return document
@@ -232,17 +231,17 @@ def _hide(folder: Path) -> None:
 def _set_up(experiment: Experiment) -> None:
     """Make the worktree, or bring it to the checkout's present state; write its configuration."""
     checkout, workspace = experiment.checkout, experiment.workspace
-    base = {"head": _head(checkout), "tree": _snapshot(checkout)}
+    base = {"head": _head(checkout), "tree": snapshot(checkout)}
     state = read_json(experiment.state) if experiment.state.exists() else {}
     if not (workspace / ".git").exists() or state.get("base") != base:
         if not (workspace / ".git").exists():
             shutil.rmtree(workspace, ignore_errors=True)
-            _git(checkout, "worktree", "prune")
-            _git(checkout, "worktree", "add", "--quiet", "--detach", str(workspace), base["head"])
+            git(checkout, "worktree", "prune")
+            git(checkout, "worktree", "add", "--quiet", "--detach", str(workspace), base["head"])
         experiment.state.unlink(missing_ok=True)
         _warn_untracked(checkout, base["tree"])
-        _git(workspace, "checkout", "--quiet", "--force", "--detach", base["head"])
-        _git(workspace, "read-tree", "--reset", "-u", base["tree"])
+        git(workspace, "checkout", "--quiet", "--force", "--detach", base["head"])
+        git(workspace, "read-tree", "--reset", "-u", base["tree"])
         _link_shared(checkout, workspace)
         _write_params(experiment)
         with contextlib.chdir(workspace):
@@ -271,25 +270,23 @@ def _link_shared(checkout: Path, workspace: Path) -> None:
 
 def _save(experiment: Experiment) -> None:
     state = read_json(experiment.state)
-    tree = _snapshot(experiment.workspace)
+    tree = snapshot(experiment.workspace)
     if state.get("saved") != tree:
-        reports = [
-            path
-            for path in _reports(experiment.workspace)
-            if (experiment.workspace / path).exists()
+        kept = [
+            path for path in reports(experiment.workspace) if (experiment.workspace / path).exists()
         ]
         # All worktrees write refs of one repository; DVC trips over another save under way.
         with lock(
             experiment.checkout / STATE / "locks" / "save", "saving an experiment", wait=True
         ):
-            versioning.save_experiment(experiment.name, reports)
+            versioning.save_experiment(experiment.name, kept)
         write_json(experiment.state, {**state, "saved": tree})
         log.info("saved as DVC experiment %s (dvc exp show)", experiment.name)
 
 
 def _head(checkout: Path) -> str:
     try:
-        return _git(checkout, "rev-parse", "--verify", "HEAD")
+        return git(checkout, "rev-parse", "--verify", "HEAD")
     except IntegrationError:
         raise IntegrationError(
             f"an experiment with overrides runs in a git worktree, and {checkout} is no git "
@@ -298,30 +295,9 @@ def _head(checkout: Path) -> str:
         ) from None
 
 
-def _snapshot(working_tree: Path) -> str:
-    """Give the git tree of tracked files and recorded results as they are; the index stays."""
-    index = Path(_git(working_tree, "rev-parse", "--path-format=absolute", "--git-path", "index"))
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "index"
-        copy.write_bytes(index.read_bytes())
-        environment = {"GIT_INDEX_FILE": str(copy)}
-        _git(working_tree, "add", "--update", environment=environment)
-        results = [
-            path for path in ("dvc.lock", *_reports(working_tree)) if (working_tree / path).exists()
-        ]
-        if results:
-            _git(working_tree, "add", "--force", "--", *results, environment=environment)
-        return _git(working_tree, "write-tree", environment=environment)
-
-
-def _reports(working_tree: Path) -> list[str]:
-    with contextlib.chdir(working_tree):
-        return [path for node in versioning.read_graph().values() for path in node.reports]
-
-
 def _warn_untracked(checkout: Path, tree: str) -> None:
-    carried = set(_git(checkout, "ls-tree", "-r", "--name-only", tree).splitlines())
-    others = _git(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
+    carried = set(git(checkout, "ls-tree", "-r", "--name-only", tree).splitlines())
+    others = git(checkout, "ls-files", "--others", "--exclude-standard").splitlines()
     untracked = [path for path in others if path not in carried]
     if untracked:
         some = ", ".join(untracked[:5]) + (
@@ -330,21 +306,3 @@ def _warn_untracked(checkout: Path, tree: str) -> None:
         log.warning(
             "not in the experiment, since git does not track them (git add them first): %s", some
         )
-
-
-def _git(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run git in a folder and give what it printed.
-
-    Raises:
-        IntegrationError: It refused.
-    """
-    result = subprocess.run(
-        ["git", "-C", str(folder), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(environment or {})},
-        check=False,
-    )
-    if result.returncode:
-        raise IntegrationError(f"git {' '.join(arguments)}: {result.stderr.strip()}")
-    return result.stdout.strip()

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
-from blip.errors import ConfigError, IntegrationError
+from blip.errors import IntegrationError
+from blip.integrations.versioning import Node
 
 Say = Callable[[str], None]
 Kind = Literal["local", "kubernetes"]
 
 GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
+USER_ERROR = 2  # exit code of an error that the same input would cause again
 PREEMPTED = 128 + signal.SIGTERM  # exit code of a stage that was told to leave, and kept its state
 
 
@@ -41,28 +43,43 @@ class StoppedError(IntegrationError):
 
 
 class Launcher(Protocol):
-    """A place for stages."""
+    """A place for stages. Its work is named by the stage and the digest of all that it depends on."""
 
-    def launch(self, name: str, command: str, timeout: float | None, say: Say) -> None:
-        """Run a command to its end, saying each line of its output as it comes.
+    def begun(self, node: Node, key: str) -> bool:
+        """Tell whether an earlier run began this very work: its outputs may be in place already."""
+
+    def launch(self, node: Node, key: str, say: Say) -> None:
+        """Run a stage's command, or join the one that runs, to its end; its outputs are then in place.
+
+        Args:
+            node: The stage.
+            key: The digest of its command and of everything that it depends on.
+            say: Told each line of its output as it comes.
 
         Raises:
             StageFailedError: It ended with another code than 0, or at its timeout (code 124).
             StoppedError: `stop` was called, or the command was told to leave (code 143).
         """
 
+    def recorded(self, node: Node, key: str) -> None:
+        """Hear that the outputs of a launched stage are recorded, so that nobody comes back for them."""
+
     def stop(self) -> None:
         """End all that is under way, and begin nothing more."""
 
 
 def open_launcher(kind: Kind, workspace: Path) -> Launcher:
-    """Give the launcher of a kind for the stages of a workspace.
+    """Give the launcher of a kind for the stages of a workspace, the current directory.
 
     Raises:
-        ConfigError: There is no such launcher yet.
+        ConfigError: What the Jobs of the cluster look like cannot be read.
+        IntegrationError: There is no cluster.
     """
     if kind == "kubernetes":
-        raise ConfigError("the kubernetes launcher is not available yet: use `local`")
+        from blip.integrations.cluster.launcher import KubernetesLauncher
+        from blip.integrations.cluster.settings import load_cluster
+
+        return KubernetesLauncher(workspace, load_cluster())
     return LocalLauncher(workspace, stage_environment(workspace))
 
 
@@ -111,9 +128,17 @@ class LocalLauncher:
         self._lock = threading.RLock()  # a signal handler may stop what its own thread is launching
         self._stopped = False
 
-    def launch(self, name: str, command: str, timeout: float | None, say: Say) -> None:
+    def begun(self, node: Node, key: str) -> bool:
+        """Say no: what an earlier run began ended with it."""
+        return False
+
+    def recorded(self, node: Node, key: str) -> None:
+        """Keep nothing in mind."""
+
+    def launch(self, node: Node, key: str, say: Say) -> None:
         """Run a command to its end (see `Launcher.launch`)."""
-        child = self._start(name, command)
+        name, timeout = node.name, node.timeout
+        child = self._start(node)
         last = [""]
         reader = threading.Thread(
             target=_pass_on, args=(child.stdout, say, last), name=f"output of {name}", daemon=True
@@ -153,12 +178,13 @@ class LocalLauncher:
             timer.daemon = True
             timer.start()
 
-    def _start(self, name: str, command: str) -> subprocess.Popen[str]:
+    def _start(self, node: Node) -> subprocess.Popen[str]:
+        assert node.command is not None
         with self._lock:
             if self._stopped:
                 raise StoppedError("was not begun")
             child = subprocess.Popen(
-                _with_parent(command),
+                _with_parent(node.command),
                 cwd=self._workspace,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -168,16 +194,20 @@ class LocalLauncher:
                 errors="replace",
                 start_new_session=True,
             )
-            self._children[name] = child
+            self._children[node.name] = child
             return child
 
 
 def _with_parent(command: str) -> list[str]:
     """Give the arguments that run a shell command, which ends with us where `setpriv` is there."""
-    simple = not any(operator in command for operator in "\n;&|")
-    shell = ["sh", "-c", f"exec {command}" if simple else command]
-    setpriv = shutil.which("setpriv")
+    shell, setpriv = shell_arguments(command), shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "TERM", "--", *shell] if setpriv else shell
+
+
+def shell_arguments(command: str) -> list[str]:
+    """Give the arguments that run a command as a shell does, in the shell's place where it is one alone."""
+    simple = not any(operator in command for operator in "\n;&|")
+    return ["sh", "-c", f"exec {command}" if simple else command]
 
 
 def _pass_on(stream: IO[str] | None, say: Say, last: list[str]) -> None:

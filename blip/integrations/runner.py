@@ -24,7 +24,13 @@ from blip.config import Config
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import digest_json, lock
 from blip.integrations import versioning
-from blip.integrations.launch import TIMED_OUT, Launcher, StageFailedError, StoppedError
+from blip.integrations.launch import (
+    TIMED_OUT,
+    USER_ERROR,
+    Launcher,
+    StageFailedError,
+    StoppedError,
+)
 from blip.integrations.versioning import Node
 
 log = logging.getLogger(__name__)
@@ -32,7 +38,6 @@ log = logging.getLogger(__name__)
 State = Literal["cached", "restored", "ran", "failed", "skipped", "stopped"]
 GOOD: frozenset[State] = frozenset({"cached", "restored", "ran"})
 CLAIM_SECONDS = 0.5
-USER_ERROR = 2  # the exit code of an error that the same input would cause again
 
 
 @dataclass(frozen=True)
@@ -175,17 +180,22 @@ def run_node(node: Node, run: Run, say: Callable[[str], None]) -> State:
     if node.pinned:
         return _bring_data(node, run, say)
     assert node.command is not None
-    prepared = versioning.prepare(node.name, pull=run.pull)
+
+    def begun(key: str) -> bool:
+        return run.launcher.begun(node, key)
+
+    prepared = versioning.prepare(node.name, begun, pull=run.pull)
     if prepared.state != "stale":
         return prepared.state
     with _claim(run, prepared.key) as waited:
         if waited:  # the other workspace may have computed just this
-            prepared = versioning.prepare(node.name)
+            prepared = versioning.prepare(node.name, begun)
             if prepared.state != "stale":
                 return prepared.state
         assert prepared.inputs is not None
-        run.launcher.launch(node.name, node.command, node.timeout, say)
+        run.launcher.launch(node, prepared.key, say)
         versioning.record(node.name, prepared.inputs)
+        run.launcher.recorded(node, prepared.key)
     return "ran"
 
 
@@ -194,7 +204,7 @@ def _bring_data(node: Node, run: Run, say: Callable[[str], None]) -> State:
     state = versioning.keep_data(node.name)
     if node.command is not None:
         with _claim(run, node.name):
-            run.launcher.launch(node.name, node.command, node.timeout, say)
+            run.launcher.launch(node, node.name, say)
         return "ran"
     if state == "missing":
         raise DataError(

@@ -19,7 +19,7 @@ from blip.errors import DataError, IntegrationError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_one_at_a_time = threading.Lock()
+one_at_a_time = threading.RLock()  # of this process, for what reads or writes DVC's files
 
 MADE_FROM = "made_from"  # what made pinned data, under `meta` of its .dvc file
 
@@ -65,7 +65,7 @@ class Prepared:
 
     Attributes:
         state: `cached`: nothing to do. `restored`: the result of an equal run was put back.
-            `stale`: it must run; its old outputs are gone.
+            `stale`: it must run; its old outputs are gone, unless it has begun.
         key: Digest of the command and of everything it depends on; equal for equal work in any
             workspace.
         inputs: The digest of each thing it depends on, to see whether one changes while it runs.
@@ -83,7 +83,7 @@ def _through_dvc(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         from dvc.exceptions import DvcException
 
-        with _one_at_a_time:
+        with one_at_a_time:
             try:
                 return function(*args, **kwargs)
             except DvcException as error:
@@ -141,11 +141,15 @@ def _node(stage: Any, graph: Any) -> Node:
 
 
 @_through_dvc
-def prepare(name: str, *, pull: bool = False) -> Prepared:
+def prepare(
+    name: str, begun: Callable[[str], bool] = lambda key: False, *, pull: bool = False
+) -> Prepared:
     """Ask whether a stage must run; restore the result of an equal run, or remove the old one.
 
     Args:
         name: The stage; what it depends on is in place.
+        begun: Tells whether the work of a key is under way or done, not recorded yet: then what is
+            there of its outputs stays.
         pull: Fetch the objects of a known result from the remote where the cache lacks them.
 
     Raises:
@@ -161,20 +165,34 @@ def prepare(name: str, *, pull: bool = False) -> Prepared:
         if all("changed outs" in change for change in changes) and _as_recorded(stage):
             stage.commit()  # it is all there, only the cache has lost it
             return Prepared("cached")
-        missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
-        if missing:
-            raise DataError(
-                f"stage {name} needs {', '.join(missing)}, which is not there: "
-                "make or fetch it first"
-            )
+        _check_inputs(stage)
+        stage.save_deps()
+        stale = Prepared("stale", _key(stage), _inputs(stage))
+        if begun(stale.key):
+            return stale
+        repo._reset()  # DVC would take the new inputs for the cause of the recorded outputs
+        stage = _stage(repo, name)
         stage.remove_outs(ignore_remove=False, force=False)
         try:
             repo.stage_cache.restore(stage, pull=pull)
         except RunCacheNotFoundError:
-            stage.save_deps()
-            return Prepared("stale", _key(stage), _inputs(stage))
+            return stale
         repo.commit(name, force=True)
         return Prepared("restored")
+
+
+@_through_dvc
+def stage_digest(name: str) -> str:
+    """Give the key that `prepare` would give a stale stage, and change nothing.
+
+    Raises:
+        DataError: Something that it depends on is not there.
+    """
+    with _open() as repo, _locked(repo):
+        stage = _stage(repo, name)
+        _check_inputs(stage)
+        stage.save_deps()
+        return _key(stage)
 
 
 @_through_dvc
@@ -298,6 +316,37 @@ def push(names: list[str]) -> int:
 
 
 @_through_dvc
+def pull(paths: list[str]) -> None:
+    """Bring outputs, or files of them, from the remote.
+
+    Raises:
+        IntegrationError: The remote lacks one of them.
+    """
+    if paths:
+        with _open() as repo:
+            repo.pull(targets=paths)
+
+
+@_through_dvc
+def remote_url() -> str:
+    """Give the URL of the remote."""
+    with _open() as repo:
+        remote = _remote(repo)
+        return str(remote.fs.unstrip_protocol(remote.path))
+
+
+@_through_dvc
+def put(data: bytes, name: str) -> None:
+    """Put a file into the remote, beside DVC's own, unless one of its name is there."""
+    with _open() as repo:
+        remote = _remote(repo)
+        path = remote.fs.join(remote.path, *name.split("/"))
+        if not remote.fs.exists(path):
+            remote.fs.makedirs(remote.fs.parent(path), exist_ok=True)
+            remote.fs.fs.pipe_file(path, data)
+
+
+@_through_dvc
 def share_cache(checkout: Path) -> None:
     """Make the workspace use the cache and the local settings of a checkout."""
     from dvc.repo import Repo
@@ -341,6 +390,15 @@ def _locked(repo: Any) -> Iterator[None]:
 def _stage(repo: Any, name: str) -> Any:
     (stage,) = repo.stage.collect(name)
     return stage
+
+
+def _check_inputs(stage: Any) -> None:
+    missing = [str(dependency) for dependency in stage.deps if not dependency.exists]
+    if missing:
+        raise DataError(
+            f"stage {stage.addressing} needs {', '.join(missing)}, which is not there: "
+            "make or fetch it first"
+        )
 
 
 def _as_recorded(stage: Any) -> bool:

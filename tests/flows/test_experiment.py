@@ -35,10 +35,16 @@ def test_every_preset_can_be_chosen() -> None:
 
 def test_every_flow_is_deployed_under_its_name() -> None:
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {d["name"]: d["entrypoint"] for d in deployments} == {
-        name: f"flows/experiment.py:{name}" for name in FLOWS
+    deployed = {(d["work_pool"]["name"], d["name"], d["entrypoint"]) for d in deployments}
+    assert len(deployments) == len(deployed)
+    assert deployed == {
+        place
+        for name in FLOWS
+        for place in (
+            ("blip", name, f"flows/experiment.py:{name}"),
+            ("blip-kubernetes", "kubernetes", f"flows/experiment.py:{name}"),
+        )
     }
-    assert {d["work_pool"]["name"] for d in deployments} == {"blip"}
 
 
 def test_parameters_make_a_form() -> None:
@@ -195,10 +201,10 @@ def test_a_terminated_flow_takes_its_stages_along(toy: Any, api: Api) -> None:
 @pytest.mark.slow
 def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: Api) -> None:
     (toy.root / "flows").symlink_to(ROOT / "flows")
+    (toy.root / "k8s").symlink_to(ROOT / "k8s")
     (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
-    prefect("work-pool", "create", "--type", "process", "blip")
-    prefect("deploy", "--all")
-    assert len(api.post("deployments/filter", {})) == len(FLOWS)
+    subprocess.run([sys.executable, "-m", "flows", "install"], check=True)
+    assert len(api.post("deployments/filter", {})) == 2 * len(FLOWS)
     with worker():
         overrides = 'overrides={"capfilt.threshold": 0.7}'
         prefect("deployment", "run", "experiment/experiment", "--param", overrides, "--watch")

@@ -21,6 +21,7 @@ with (control / "log").open("a") as log:
     log.write(json.dumps({"name": name, "pid": os.getpid(), "began": time.time()}) + "\\n")
 what = json.loads((control / "orders").read_text()).get(name, {})
 print(f"{name} begins", flush=True)
+hog = b"x" * (what.get("eat", 0) << 20)
 time.sleep(what.get("sleep", 0))
 give_up = time.time() + 60
 while what.get("until", "") not in (control / "log").read_text():
@@ -79,7 +80,7 @@ class Toy:
     def order(self, **orders: Any) -> None:
         """Tell stages how to behave.
 
-        `sleep` so many seconds, wait `until` another one began, `exit` with a code, `edit` files.
+        `eat` so many MiB, `sleep` so many seconds, wait `until` another one began, `exit` with a code, `edit` files.
         """
         (self.control / "orders").write_text(json.dumps(orders))
 

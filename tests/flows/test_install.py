@@ -1,0 +1,225 @@
+"""What `python -m flows install` makes of a real Prefect server, and that it holds there."""
+
+import contextvars
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from blip.integrations.cluster.settings import load_cluster
+from blip.integrations.versioning import Node
+from flows.install import (
+    KUBERNETES,
+    PROCESSES,
+    ZOMBIES,
+    crash_of_silent_runs,
+    install,
+    job_template,
+)
+from flows.turns import Turns, limit_name
+
+ROOT = Path(__file__).parents[2]
+GPU = ROOT / "k8s/overlays/gpu/jobs.yaml"
+
+
+@pytest.fixture
+def project(
+    toy: Any, prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """The toy project with the flows and what is installed from it, and a server for it."""
+    (toy.root / "flows").symlink_to(ROOT / "flows")
+    (toy.root / "k8s").symlink_to(ROOT / "k8s")
+    shutil.copy(ROOT / "prefect.yaml", toy.root)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    monkeypatch.setenv("DO_NOT_TRACK", "true")
+    monkeypatch.delenv("BLIP_CLUSTER", raising=False)
+    with temporary_settings({PREFECT_API_URL: prefect_api}):  # they are read at import
+        yield toy
+
+
+def test_the_job_template_has_the_defaults_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cluster = load_cluster(GPU).model_copy(update={"namespace": "team", "env": {"A": "b"}})
+    variables = job_template(cluster)["variables"]["properties"]
+    assert variables["image"]["default"] == cluster.image
+    assert variables["namespace"]["default"] == "team"
+    assert variables["env"]["default"]["A"] == "b"
+    assert variables["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    secrets = [entry["secretRef"]["name"] for entry in variables["env_from"]["default"]]
+    assert secrets == ["blip-s3", "blip-catalog"]
+
+
+def test_silence_is_longer_than_some_heartbeats_and_ends_with_the_run() -> None:
+    automation = crash_of_silent_runs(timedelta(seconds=150))
+    assert "prefect.flow-run.heartbeat" in automation.trigger.after
+    assert {
+        "prefect.flow-run.Completed",
+        "prefect.flow-run.AwaitingRetry",
+    } < automation.trigger.expect
+
+
+@pytest.mark.slow
+def test_installing_twice_changes_nothing(project: Any) -> None:
+    install()
+    before = installed()
+    install()
+    assert installed() == before
+    pools, limits, automations, deployments = before
+    assert pools[PROCESSES][0] == "process"
+    assert pools[KUBERNETES][0] == "kubernetes"
+    assert (
+        pools[KUBERNETES][1]["variables"]["properties"]["image"]["default"] == load_cluster().image
+    )
+    assert limits == {limit_name(load_cluster()): 1}
+    assert list(automations) == [ZOMBIES]
+    assert {pool for _, pool, *_ in deployments} == {PROCESSES, KUBERNETES}
+    assert all(
+        parameters == ({"launcher": "kubernetes"} if pool == KUBERNETES else {})
+        for _, pool, parameters, _ in deployments
+    )
+    assert sum(bool(schedules) for *_, schedules in deployments) == 2
+    assert not any(active for *_, schedules in deployments for active in schedules)
+
+
+@pytest.mark.slow
+def test_installing_brings_back_what_was_changed(project: Any) -> None:
+    install()
+    before = installed()
+    with get_client(sync_client=True) as client:
+        client.create_automation(crash_of_silent_runs(timedelta(seconds=12)))  # a second one
+        client.upsert_global_concurrency_limit_by_name(limit_name(load_cluster()), 7)
+    install()
+    assert installed() == before
+
+
+@pytest.mark.slow
+def test_a_flow_killed_with_its_worker_is_crashed(project: Any, prefect_api: str) -> None:
+    project.order(prepare={"sleep": 300})
+    install(silence=timedelta(seconds=20))
+    environment = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", PROCESSES],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        run = str(run_deployment("experiment/experiment", timeout=0, as_subflow=False).id)
+        stage = wait_until(lambda: [e["pid"] for e in project.log() if e["name"] == "prepare"])[0]
+        assert state(prefect_api, run) == "RUNNING"
+    finally:
+        worker.kill()
+        worker.wait()
+    os.kill(parent(stage), signal.SIGKILL)  # the flow, too: nothing is left to report
+    wait_until(lambda: not Path(f"/proc/{stage}").exists(), 60)  # it ends with the flow
+    wait_until(lambda: state(prefect_api, run) == "CRASHED", 150)
+    install()  # the usual patience again
+
+
+@pytest.mark.slow
+def test_trainings_take_turns_and_other_stages_do_not(project: Any) -> None:
+    install()
+    cluster = load_cluster(GPU)
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name(limit_name(cluster), 1)
+    launcher = Recorder()
+    stopped = threading.Event()
+    names = ["pretrain@human", "finetune@retrieval_human", "caption", "score"]
+    threads = [
+        threading.Thread(
+            target=contextvars.copy_context().run,  # which server it is
+            args=(Turns(launcher, cluster, stopped).launch, Node(name, "true"), name, print),
+        )
+        for name in names
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    spans = {name: (began, ended) for name, began, ended in launcher.spans}
+    assert set(spans) == set(names)
+    first, second = sorted([spans["pretrain@human"], spans["finetune@retrieval_human"]])
+    assert second[0] >= first[1]
+    assert spans["caption"][0] < spans["score"][1]
+    assert spans["score"][0] < spans["caption"][1]
+    with get_client(sync_client=True) as client:
+        limit = client.read_global_concurrency_limit_by_name(limit_name(cluster))
+    assert limit.active_slots == 0
+
+
+class Recorder:
+    """A launcher whose stages take three seconds and tell when."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, float, float]] = []
+
+    def begun(self, node: Node, key: str) -> bool:
+        return False
+
+    def launch(self, node: Node, key: str, say: Any) -> None:
+        began = time.monotonic()
+        time.sleep(3)
+        self.spans.append((node.name, began, time.monotonic()))
+
+    def recorded(self, node: Node, key: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def installed() -> tuple[Any, ...]:
+    """Everything that was installed, without the times of its installation."""
+    with get_client(sync_client=True) as client:
+        pools = {
+            pool.name: (pool.type, pool.base_job_template) for pool in client.read_work_pools()
+        }
+        limits = {limit.name: limit.limit for limit in client.read_global_concurrency_limits()}
+        automations = {
+            found.name: found.model_dump(mode="json", exclude={"id"})
+            for found in client.read_automations()
+        }
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        deployments = sorted(
+            (
+                f"{flows[found.flow_id]}/{found.name}",
+                found.work_pool_name,
+                found.parameters,
+                [schedule.active for schedule in found.schedules],
+            )
+            for found in client.read_deployments()
+        )
+    return pools, limits, automations, deployments
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def state(api: str, run: str) -> str:
+    with urllib.request.urlopen(f"{api}/flow_runs/{run}", timeout=30) as answer:
+        return str(json.load(answer)["state_type"])
+
+
+def wait_until(condition: Any, seconds: float = 300.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return value
