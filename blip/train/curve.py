@@ -134,7 +134,13 @@ class Curve:
         )
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps; call `settle` first."""
+        """Give what a checkpoint keeps, in all processes at once; call `settle` first.
+
+        What is pending becomes the mean over processes here, too: whoever goes on from the
+        checkpoint has but this, and the curve shall not tell whether anybody did.
+        """
+        values = iter(distributed.mean([v for row in self._pending for v in row.values()]))
+        self._pending = [{name: next(values) for name in row} for row in self._pending]
         return {"points": self.points, "pending": self._pending}
 
     def load_state(self, state: dict[str, Any]) -> None:
