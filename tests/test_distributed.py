@@ -109,7 +109,11 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
             assert each["names"][-1] in ("step-00000006", "step-00000007")
             assert torch.equal(each["again"]["weight"], ways[0]["whole"]["weight"])
             assert each["again"]["chance"] == each["whole"]["chance"]
-            assert each["again"]["curve"] == ways[0]["whole"]["curve"]
+            # Stopped between two points, whose mean is taken in another order then: 1e-16 or so.
+            for point, expected in zip(
+                each["again"]["curve"], ways[0]["whole"]["curve"], strict=True
+            ):
+                assert point == pytest.approx(expected, rel=1e-12)
         assert ways[0]["names"] == ways[1]["names"]
         assert ways[0]["whole"]["chance"] != ways[1]["whole"]["chance"]
     weights = [first[sharding]["whole"]["weight"] for sharding in ("ddp", "fsdp")]

@@ -206,7 +206,9 @@ def main(job: str, folder: Path) -> None:
                     outcome: Any = steps()
                 case "left":
                     outcome = {
-                        sharding: left(folder / sharding, sharding=sharding, ema_decay=0.9)
+                        sharding: left(
+                            folder / sharding, sharding=sharding, ema_decay=0.9, log_every=4
+                        )
                         for sharding in ("ddp", "fsdp")
                     }
                 case "killed":
