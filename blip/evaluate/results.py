@@ -23,7 +23,7 @@ def report(
     out: Path,
     tracker: Tracker,
 ) -> None:
-    """Write `metrics.json` and `per_example.parquet`, and tell the tracker the metrics.
+    """Write `metrics.json` and `per_example.parquet`, and tell the tracker both.
 
     Args:
         config: `evaluate` gives the resamples and the confidence of the intervals.
@@ -32,7 +32,8 @@ def report(
         statistics: The metrics.
         counts: Beside them in the file: how many images, texts, questions.
         out: The folder.
-        tracker: Told the values as `task/metric`.
+        tracker: Told the values as `task/metric`, the ends of the intervals as `task/metric_low` and
+            `task/metric_high`, and given the files.
     """
     write_table(out / TABLE, table)
     found = intervals(
@@ -45,3 +46,7 @@ def report(
     document = {name: plain(interval) for name, interval in found.items()}
     write_json(out / "metrics.json", {task: {**document, **counts}})
     tracker.metrics({f"{task}/{name}": interval.value for name, interval in found.items()})
+    tracker.metrics({f"{task}/{name}_low": interval.low for name, interval in found.items()})
+    tracker.metrics({f"{task}/{name}_high": interval.high for name, interval in found.items()})
+    tracker.artifact(out / TABLE)
+    tracker.artifact(out / "metrics.json")
