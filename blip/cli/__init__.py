@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import evaluate, experiment, inference, models, stages
+from blip.cli import benchmarks, evaluate, experiment, inference, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,4 +54,5 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(benchmarks.app, name="benchmark")
 app.add_typer(experiment.catalog, name="catalog")

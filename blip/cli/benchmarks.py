@@ -1,0 +1,75 @@
+"""`blip benchmark`: the files of the paper's benchmarks, listed and fetched."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="The files of the paper's benchmarks: what each is, and fetching it."
+)
+
+PAPER = Path("paper")
+
+Folder = Annotated[Path, typer.Option("--out", help="The folder of all benchmarks' files.")]
+Table = Annotated[
+    Path | None, typer.Option("--catalogue", help="Another list of files than blip's own.")
+]
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None,
+    out: Folder = PAPER,
+    catalogue: Table = None,
+) -> None:
+    """Say of every file whether it is here, how large, under which licence, and how to get it."""
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.listing import format_list
+
+    found = load_catalogue(catalogue or CATALOGUE)
+    names = list(found.benchmarks) if name is None else [name]
+    typer.echo("\n\n".join(format_list(found, each, out) for each in names))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A benchmark of `blip benchmark list`.")],
+    out: Folder = PAPER,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="One file of it. May be repeated.")
+    ] = None,
+    unpacked: Annotated[
+        bool, typer.Option("--unpack", help="Also unpack the archives, beside themselves.")
+    ] = False,
+    catalogue: Table = None,
+) -> None:
+    """Download the files of a benchmark: goes on where it stopped, checks, and pins with DVC.
+
+    Files are checked against the catalogue's checksums, or against `fetched.json`, which holds what was first
+    fetched. What needs a person (a registration, a form) is said at the end, with exit code 2.
+    """
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.fetch import fetch as fetch_file
+    from blip.benchmarks.listing import chosen
+    from blip.benchmarks.unpack import unpack
+    from blip.errors import DataError
+    from blip.integrations.versioning import pin_file
+
+    files = chosen(load_catalogue(catalogue or CATALOGUE), name, only or [])
+    by_hand = []
+    for place, file in files.items():
+        if file.url is None:
+            if not (out / place).exists():
+                by_hand.append(f"{out / place}: {file.obtain}")
+            continue
+        record = fetch_file(place, file, out)
+        pinned = "pinned by DVC" if pin_file(out / place) else "outside of a DVC project"
+        typer.echo(f"{out / place}: {record.size:,} bytes, sha256 {record.sha256[:12]}, {pinned}")
+        if file.unpacks is not None and unpacked:
+            unpack(out / place, out / file.unpacks)
+            typer.echo(f"{out / file.unpacks}: unpacked")
+        elif file.unpacks is not None and not (out / file.unpacks).exists():
+            typer.echo(f"{out / file.unpacks}: unpack it from {out / place}, or give --unpack")
+    if by_hand:
+        raise DataError("no address gives these, which a person must get:\n" + "\n".join(by_hand))
