@@ -45,6 +45,7 @@ for verb in (
     inference.match,
     inference.features,
     models.convert,
+    benchmarks.reproduce,
     experiment.study,
     experiment.report,
     experiment.lineage,

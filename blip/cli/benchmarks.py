@@ -1,4 +1,4 @@
-"""`blip benchmark`: the files of the paper's benchmarks, listed and fetched."""
+"""`blip benchmark` and `blip reproduce`: the files of the paper's benchmarks, and its tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,10 @@ app = typer.Typer(
 )
 
 PAPER = Path("paper")
+INTRO = (
+    "Written by `blip reproduce`: published numbers with their source, and ours where the files are here. "
+    "Nothing stands under *ours* that a finished evaluation did not give."
+)
 
 Folder = Annotated[Path, typer.Option("--out", help="The folder of all benchmarks' files.")]
 Table = Annotated[
@@ -73,3 +77,48 @@ def fetch(
             typer.echo(f"{out / file.unpacks}: unpack it from {out / place}, or give --unpack")
     if by_hand:
         raise DataError("no address gives these, which a person must get:\n" + "\n".join(by_hand))
+
+
+def reproduce(
+    out: Annotated[
+        Path, typer.Option("--out", help="The page to write: .html, or .md for Markdown.")
+    ] = Path("reports/reproduce.html"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Run this row (or evaluation) alone. May be repeated."),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option("--data", help="The folder of the benchmarks' files.")
+    ] = PAPER,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="The models; default: DATA/checkpoints.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="Other published numbers than blip's own.")
+    ] = None,
+    catalogue: Table = None,
+) -> None:
+    """The paper's tables beside our own numbers: runs what has its files, says what is missing.
+
+    Each row is a `blip evaluate` command, run as it stands on the page; its result is kept in DATA/results, and
+    not computed again. A row that fails is reported, and the others go on (exit code 2).
+    """
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.published import PUBLISHED, Places, load_published
+    from blip.benchmarks.reproduce import reproduce as run
+    from blip.errors import DataError
+    from blip.files import write_text
+    from blip.report.reproduction import lay_out, to_html, to_markdown
+
+    published, files = load_published(table or PUBLISHED), load_catalogue(catalogue or CATALOGUE)
+    places = Places(
+        data=data, checkpoints=checkpoints or data / "checkpoints", results=data / "results"
+    )
+    outcomes = run(published, files, places, only or [], lambda words: typer.echo(words, err=True))
+    tables = lay_out(outcomes, published, files, places)
+    write_text(out, (to_markdown if out.suffix == ".md" else to_html)(tables, INTRO))
+    typer.echo(to_markdown(tables[:-2], INTRO))
+    typer.echo(f"wrote {out}", err=True)
+    failed = [outcome.name for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise DataError(f"failed: {', '.join(failed)}: {out} says why")
