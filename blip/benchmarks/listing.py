@@ -33,12 +33,12 @@ def format_list(catalogue: Catalogue, name: str, folder: Path) -> str:
     """
     files = catalogue.find(name)
     rows = [
-        (state(place, file, folder), place, size(file), file.purpose, file.licence, how(file))
+        (state(place, file, folder), place, size(file), file.licence, how(file))
         for place, file in files.items()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]])
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
         for row in rows
     ]
     return "\n".join([f"{name}: {catalogue.benchmarks[name].title}", *(f"  {x}" for x in lines)])

@@ -138,14 +138,15 @@ def _missing(published: Published, catalogue: Catalogue, places: Places) -> Iter
         benchmark = next((n for n, b in catalogue.benchmarks.items() if source in b.files), "")
         way = how(file)
         if file.url is not None:
-            way = f"`blip benchmark fetch {benchmark} --only {source} --out {places.data}`"
-            way += " --unpack" * (file.unpacks is not None) + (
-                f"; {file.obtain}" if file.obtain else ""
-            )
-        lines.append([f"`{place}`", size(file), way])
+            options = " --unpack" if file.unpacks else ""
+            way = f"`blip benchmark fetch {benchmark} --only {Path(source).name}{options}`"
+            way += f"; {file.obtain}" if file.obtain else ""
+        lines.append([f"`{place}`", file.purpose, size(file), way])
     if lines:
         words = [f"Below `{places.data}` (checkpoints below `{places.checkpoints}`)."]
-        yield Cells("What is missing", words, ("file", "size", "how to get it"), lines)
+        yield Cells(
+            "What is missing", words, ("file", "what it is", "size", "how to get it"), lines
+        )
 
 
 def _commands(published: Published, places: Places) -> Cells:

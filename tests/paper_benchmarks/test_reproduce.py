@@ -83,7 +83,7 @@ def test_states_of_finished_and_waiting_rows(tmp_path: Path) -> None:
     page = to_markdown(lay_out(outcomes, published, catalogue, places), "Words.")
     assert "| near | a / b | 80.0 / 14.0 | 80.3 / 13.7 | +0.3 / -0.3 | reproduced |" in page
     assert "| half | a / b | 80.0 / 14.0 | 80.0 / \N{EN DASH} | +0.0 / \N{EN DASH} |" in page
-    assert "| `coco/test.json` | ? | make it |" in page
+    assert "| `coco/test.json` | toy | ? | make it |" in page
     html = to_html(lay_out(outcomes, published, catalogue, places), "Words & <more>")
     assert "<code>checkpoints/matcher</code>" in html
     assert "Words &amp; &lt;more&gt;" in html
