@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from blip.benchmarks import fetch as fetching
 from blip.benchmarks.catalogue import BenchmarkFile
@@ -65,6 +68,22 @@ def test_broken_answers_are_continued(site: Site, tmp_path: Path) -> None:
     fetch(PLACE, described(site, size=len(CONTENT), sha256=SHA256, md5=MD5), tmp_path)
     assert (tmp_path / PLACE).read_bytes() == CONTENT
     assert site.log == ["", *["bytes=100000-"] * 3, *["bytes=250000-"] * 2]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cuts=st.lists(st.integers(0, len(CONTENT) - 1), max_size=4),
+    etag=st.sampled_from(['"one"', None]),
+    ranges=st.booleans(),
+    known=st.sampled_from([{}, {"md5": MD5}]),
+)
+def test_however_often_it_breaks_the_bytes_are_right(
+    cuts: list[int], etag: str | None, ranges: bool, known: dict[str, object]
+) -> None:
+    broken = Site({"/val.zip": CONTENT}, etag, ranges, [f"cut {cut}" for cut in cuts])
+    with tempfile.TemporaryDirectory() as folder, serve(broken) as site:
+        fetch(PLACE, described(site, **known), Path(folder))
+        assert (Path(folder) / PLACE).read_bytes() == CONTENT
 
 
 def test_a_part_of_another_file_is_not_continued(site: Site, tmp_path: Path) -> None:
