@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    no_args_is_help=True, help="The files of the paper's benchmarks: what each is, and fetching it."
+    no_args_is_help=True, help="The files of the paper's benchmarks, and fetching them."
 )
 
 PAPER = Path("paper")
@@ -27,7 +27,10 @@ def list_(
     out: Folder = PAPER,
     catalogue: Table = None,
 ) -> None:
-    """Say of every file whether it is here, how large, under which licence, and how to get it."""
+    """Tell which files are here, and how to get the others.
+
+    A line a file: state, place, size, licence, and the way to it.
+    """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.listing import format_list
 
@@ -48,7 +51,7 @@ def fetch(
     ] = False,
     catalogue: Table = None,
 ) -> None:
-    """Download the files of a benchmark: goes on where it stopped, checks, and pins with DVC.
+    """Download a benchmark's files: resumed, checked, pinned by DVC.
 
     Files are checked against the catalogue's checksums, or against `fetched.json`, which holds what was first
     fetched. What needs a person (a registration, a form) is said at the end, with exit code 2.
@@ -98,9 +101,9 @@ def reproduce(
     ] = None,
     catalogue: Table = None,
 ) -> None:
-    """The paper's tables beside our own numbers: runs what has its files, says what is missing.
+    """The paper's tables beside our numbers, or what is missing.
 
-    Each row is a `blip evaluate` command, run as it stands on the page; its result is kept in DATA/results, and
+    Whatever has its files is run. Each row is a `blip evaluate` command, run as it stands on the page; its result is kept in DATA/results, and
     not computed again. A row that fails is reported, and the others go on (exit code 2).
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue

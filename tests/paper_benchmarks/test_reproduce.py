@@ -166,8 +166,8 @@ def test_real_evaluations_from_end_to_end(paper: Path) -> None:
     document = published.model_dump(mode="json", exclude_none=True)
     document["tables"]["toy"]["rows"]["match"]["values"] = exact
     (paper / "published.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    run(paper, "--only", "match", code=0)
+    run(paper, "--only", "match", "--out", "page.html", code=0)
     assert (paper / "paper/results/match/stage.json").stat().st_mtime_ns == before
-    page = (paper / "page.md").read_text()
+    page = (paper / "page.html").read_text()
     assert "1 reproduced" in page
     assert "1 due" in page  # the one that failed is not run, and its error is not kept
