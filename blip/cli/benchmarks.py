@@ -103,8 +103,8 @@ def reproduce(
 ) -> None:
     """The paper's tables beside our numbers, or what is missing.
 
-    Whatever has its files is run. Each row is a `blip evaluate` command, run as it stands on the page; its result is kept in DATA/results, and
-    not computed again. A row that fails is reported, and the others go on (exit code 2).
+    Whatever has its files is run. Each row is a `blip evaluate` command, as it stands on the page; its result is
+    kept in DATA/results, and not computed again. A row that fails is reported, and the others go on (exit code 2).
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.published import PUBLISHED, Places, load_published
