@@ -18,8 +18,7 @@ from blip.evaluate.evaluation_set import EvaluationSet
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.files import write_json
-from blip.metrics.captions import MAX_ORDER, BleuCounts, Corpus, bleu
-from blip.metrics.ptb import tokenize
+from blip.metrics.captions import MAX_ORDER, BleuCounts, bleu, tokenized_corpus
 from blip.models.device import autocast
 from blip.models.generation import generate, seeded_generator
 from blip.progress import Progress
@@ -99,10 +98,7 @@ def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> d
 
 def score_captions(captions: dict[str, str], references: dict[str, list[str]]) -> pa.Table:
     """Score the captions of the images that have references, both by key: a `PER_IMAGE` table."""
-    corpus = Corpus(
-        [tokenize(captions[key]) for key in references],
-        [[tokenize(text) for text in texts] for texts in references.values()],
-    )
+    corpus = tokenized_corpus([captions[key] for key in references], list(references.values()))
     counts = corpus.bleu_counts()
     return pa.table(
         {

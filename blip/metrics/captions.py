@@ -11,11 +11,13 @@ the evaluated images).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from blip.metrics.ptb import tokenize
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -158,6 +160,12 @@ class Corpus:
         at = np.searchsorted(ours, theirs)
         found = np.append(ours, -1)[at] == theirs
         return hypothesis, reference.take(found), at[found]
+
+
+def tokenized_corpus(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Corpus:
+    """Tokenise captions as the official tool does, hypotheses and references each as one text."""
+    words = iter(tokenize([text for texts in references for text in texts]))
+    return Corpus(tokenize(hypotheses), [list(islice(words, len(texts))) for texts in references])
 
 
 @dataclass(frozen=True)
