@@ -114,7 +114,7 @@ def read_references(path: Path) -> dict[ImageId, list[str]]:
         DataError: The file cannot be read or breaks a rule, or an image has no caption.
     """
     found = read_json(path)
-    references = _coco_references(found, path) if isinstance(found, dict) else _listed(path)
+    references = coco_references(found, path) if isinstance(found, dict) else _listed(path)
     if not references:
         raise DataError(f"{path}: has no caption to compare with: fetch it again")
     return references
@@ -158,11 +158,12 @@ def image_ids(images: Iterable[str], source: Path) -> list[ImageId]:
 def score_images(
     captions: Mapping[ImageId, str], references: Mapping[ImageId, list[str]]
 ) -> pa.Table:
-    """Score every image: `PER_IMAGE`, and the columns METEOR and SPICE where Java computes them."""
+    """Score every image: `PER_IMAGE`, its caption, and METEOR and SPICE where Java computes them."""
     table = score_captions(
         {str(image_id): caption for image_id, caption in captions.items()},
         {str(image_id): own for image_id, own in references.items()},
     )
+    table = table.append_column("caption", pa.array([captions[i] for i in references]))
     lacks = {METEOR: java.meteor_lacks(), SPICE: java.spice_lacks()}
     for why in filter(None, lacks.values()):
         log.warning("left out: %s", why)
@@ -204,8 +205,12 @@ def _score(
     report(config, TASK, table, all_statistics(table), counts, out, tracker)
 
 
-def _coco_references(found: Any, path: Path) -> dict[ImageId, list[str]]:
-    """Read COCO's format, in which an image may stand before or behind its captions."""
+def coco_references(found: Any, path: Path) -> dict[ImageId, list[str]]:
+    """Give what a document in COCO's format tells, in the order of its images.
+
+    Raises:
+        DataError: It breaks a rule.
+    """
     references: dict[ImageId, list[str]] = {}
     for number, image in enumerate(field(found, "images", list, str(path)), 1):
         where = f"{path}, image {number}"

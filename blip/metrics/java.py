@@ -58,6 +58,12 @@ def spice_lacks() -> str | None:
     return None
 
 
+def computable() -> list[str]:
+    """Name which of the two can be computed here."""
+    lacks = {"meteor": meteor_lacks(), "spice": spice_lacks()}
+    return [metric for metric, lack in lacks.items() if not lack]
+
+
 def meteor_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """Count what METEOR matches in tokenised captions, each with the reference that fits it best.
 
