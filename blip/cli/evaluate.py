@@ -25,14 +25,25 @@ Checkpoint = Annotated[
         help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
     ),
 ]
-TestSet = Annotated[
-    Path,
-    typer.Option(
-        "--data", help='A dataset version, or a JSON file of {"image", "caption": [...]}.'
-    ),
-]
+TEST_SET = 'A dataset version, or a JSON file of {"image", "caption": [...]}.'
+TestSet = Annotated[Path, typer.Option("--data", help=TEST_SET)]
 Photos = Annotated[
     Path | None, typer.Option("--photos", help="With a JSON file: the folder of its images.")
+]
+
+OneOf = Annotated[
+    str | None,
+    typer.Option("--checkpoint", help="What to measure, as for retrieval."),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions", help='Without a checkpoint: captions, [{"image_id", "caption"}].'
+    ),
+]
+Annotations = Annotated[
+    Path | None,
+    typer.Option("--annotations", help="The captions of people, in COCO's format, by image id."),
 ]
 
 app = typer.Typer(no_args_is_help=True, help="Measure a model on a test set, with intervals.")
@@ -70,31 +81,114 @@ def retrieval(
 
 @app.command()
 def captioning(
-    checkpoint: Checkpoint,
-    data: TestSet,
     out: Out,
+    checkpoint: OneOf = None,
+    data: Annotated[Path | None, typer.Option("--data", help=TEST_SET)] = None,
     photos: Photos = None,
+    annotations: Annotations = None,
+    predictions: Predictions = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Captions against human ones: BLEU, CIDEr, ROUGE-L (COCO, or a dataset version)."""
+    """Captions against human ones: BLEU, CIDEr, ROUGE-L; of files also METEOR, SPICE (COCO, Flickr30k)."""
+    from blip.benchmarks.coco_captions import evaluate_coco_captions, score_coco_captions
+    from blip.errors import ConfigError
     from blip.evaluate.captioning import evaluate_captioning
     from blip.evaluate.evaluation_set import open_evaluation_set
+    from blip.metrics.java import computable
 
     config = read_config(params, sets)
+    one_of(checkpoint, predictions)
+    read = annotations or data
+    if read is None or (checkpoint and data is None):
+        raise ConfigError("name the test set, what people wrote of its images: --data FILE")
     section = {
         "task": "captioning",
         "prompt": config.finetune.captioning.prompt,
         **sections(config, "seed", "threads", "evaluate"),
     }
+    if read.suffix == ".json":
+        section["java"] = computable()
+    elif predictions or annotations:
+        raise ConfigError(f"{read}: captions are read from JSON: name such a file")
+    if predictions:
+        inputs = {"predictions": [predictions], "data": [read]}
+        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
+            if running:
+                score_coco_captions(config, predictions, read, running.out, running.journal)
+        return
+    assert checkpoint, "one of the two"
+    assert data, "named with a checkpoint"
     model = find_checkpoint(checkpoint)
-    inputs = {"model": [model], "data": [data]}  # photos are known by name: COCO has 6 GB of them
+    # Photos are known by name: COCO has 6 GB of them.
+    inputs = {"model": [model], "data": [data, *([annotations] if annotations else [])]}
     with stage("evaluate", out, inputs, section, config, metrics, force) as running:
         if running:
             images = open_evaluation_set(data, photos)
-            evaluate_captioning(config, model, images, running.out, running.journal)
+            if read.suffix == ".json":
+                evaluate_coco_captions(
+                    config, model, images, annotations, running.out, running.journal
+                )
+            else:
+                evaluate_captioning(config, model, images, running.out, running.journal)
+
+
+@app.command()
+def nocaps(
+    out: Out,
+    checkpoint: OneOf = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="nocaps_val.json or nocaps_test.json.")
+    ] = None,
+    photos: Photos = None,
+    annotations: Annotations = None,
+    predictions: Predictions = None,
+    params: Params = PARAMS,
+    sets: Sets = None,
+    metrics: Metrics = None,
+    force: Force = False,
+) -> None:
+    """Captions of NoCaps for its server; scored by domain with nocaps_val_4500_captions.json."""
+    from blip.benchmarks.nocaps import evaluate_nocaps, score_nocaps
+    from blip.errors import ConfigError
+    from blip.metrics.java import computable
+
+    config = read_config(params, sets)
+    one_of(checkpoint, predictions)
+    section = {
+        "task": "nocaps",
+        "prompt": config.finetune.captioning.prompt,
+        "java": computable(),
+        **sections(config, "seed", "threads", "evaluate"),
+    }
+    told = [annotations] if annotations else []
+    if predictions:
+        if annotations is None:
+            raise ConfigError("name the captions of people: --annotations FILE")
+        inputs = {"predictions": [predictions], "data": told}
+        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
+            if running:
+                score_nocaps(config, predictions, annotations, running.out, running.journal)
+        return
+    assert checkpoint, "one of the two"
+    if data is None or photos is None:
+        raise ConfigError(
+            "name the photos of NoCaps, and their folder: --data FILE --photos FOLDER"
+        )
+    model = find_checkpoint(checkpoint)
+    with stage(
+        "evaluate",
+        out,
+        {"model": [model], "data": [data, *told]},
+        section,
+        config,
+        metrics,
+        force,
+    ) as running:
+        if running:
+            evaluate_nocaps(config, model, data, photos, annotations, running.out, running.journal)
 
 
 @app.command("filter")
@@ -120,6 +214,18 @@ def filter_(
     with stage("evaluate", out, inputs, section, config, metrics, force) as running:
         if running:
             evaluate_filter(config, data, running.out, running.journal)
+
+
+def one_of(checkpoint: str | None, predictions: Path | None) -> None:
+    """See that there is a model to measure, or what one gave.
+
+    Raises:
+        ConfigError: There is none of them, or both.
+    """
+    from blip.errors import ConfigError
+
+    if (checkpoint is None) == (predictions is None):
+        raise ConfigError("give --checkpoint, a model to measure, or --predictions, what one gave")
 
 
 def find_checkpoint(checkpoint: str) -> Path:
