@@ -10,7 +10,10 @@ NAMED = 5  # ids in a message
 
 
 def require_one_each(
-    predicted: Iterable[Hashable], expected: Iterable[Hashable], predictions: object, examples: object
+    predicted: Iterable[Hashable],
+    expected: Iterable[Hashable],
+    predictions: object,
+    examples: object,
 ) -> None:
     """See that every example has one prediction, whatever their order.
 
