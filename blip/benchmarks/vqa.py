@@ -18,7 +18,7 @@ import torch
 
 from blip.config import Config
 from blip.data.annotations import Question, read_answer_list, read_questions
-from blip.data.sources import field, json_items
+from blip.data.sources import field, is_json_list, json_items
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question
 from blip.errors import CheckpointError, DataError
@@ -84,7 +84,7 @@ def open_questions(data: Path, annotations: Path | None = None) -> QuestionSet:
     Raises:
         DataError: A file cannot be read or breaks a rule, or the two are not of the same questions.
     """
-    questions = list(_blip_questions(data) if _is_list(data) else _official_questions(data))
+    questions = list(_blip_questions(data) if is_json_list(data) else _official_questions(data))
     if not questions:
         raise DataError(f"{data}: holds no question: fetch it again")
     ids = [question.question_id for question in questions]
@@ -108,7 +108,7 @@ def read_asked(path: Path) -> list[Asked]:
     Raises:
         DataError: The file cannot be read, breaks a rule, or tells no answers.
     """
-    asked = list(_blip_answers(path) if _is_list(path) else _official_answers(path))
+    asked = list(_blip_answers(path) if is_json_list(path) else _official_answers(path))
     if not asked:
         raise DataError(f"{path}: holds no question: fetch it again")
     ids = [question.question_id for question in asked]
@@ -357,12 +357,3 @@ def _read_predictions(path: Path) -> Iterator[tuple[int, str]]:
     for number, row in enumerate(json_items(path), 1):
         where = f"{path}, record {number}"
         yield field(row, "question_id", int, where), field(row, "answer", str, where)
-
-
-def _is_list(path: Path) -> bool:
-    """Tell a list from an object in JSON."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return file.read(1024).lstrip().startswith("[")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None

@@ -239,7 +239,7 @@ def _parse_parquet(path: Path) -> Iterator[SourceRecord]:
 
 def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
     """Lines of `name.jpg#0<tab>caption`."""
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         image, tab, caption = line.partition("\t")
         name, sign, index = image.rpartition("#")
         if not (tab and sign and index.isdigit()):
@@ -272,6 +272,33 @@ def json_items(path: Path, member: str | None = None) -> Iterator[Any]:
                 return
             yield item[0]
             separator = ","
+
+
+def is_json_list(path: Path) -> bool:
+    """Tell a list in JSON from an object, or from lines of them.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with _reading(path), path.open(encoding="utf-8-sig") as file:
+        return file.read(_CHUNK).lstrip().startswith("[")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Give what stands on each line of a file, in JSON, and how errors name the line.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not JSON; it is named.
+    """
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: is not JSON ({error}), it begins with {line[:60]!r}: mend the file; if "
+                "it is cut short, fetch it again"
+            ) from None
 
 
 class _JsonText:
@@ -387,8 +414,12 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the lines that are not blank, with their numbers."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that are not blank, with their numbers.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     with _reading(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -418,7 +449,7 @@ def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]
 
 
 def _keep(records: Iterable[SourceRecord], split: Path) -> Iterator[SourceRecord]:
-    wanted = {line.strip() for _, line in _read_lines(split)}
+    wanted = {line.strip() for _, line in read_lines(split)}
     return (record for record in records if record.source in wanted)
 
 

@@ -13,25 +13,6 @@ from typing import NamedTuple
 from blip.metrics.ids import require_one_each
 
 
-class Example(NamedTuple):
-    """A sentence about a pair of photos.
-
-    Attributes:
-        identifier: `split-set-pair-sentence`.
-        sentence: As written.
-        label: Whether it is true.
-    """
-
-    identifier: str
-    sentence: str
-    label: bool
-
-    @property
-    def group(self) -> str:
-        """What the examples of one sentence have in common: all but the pair."""
-        return group_of(self.identifier)
-
-
 class Summary(NamedTuple):
     """Shares of what is right: of examples, and of sentences with all their examples."""
 
@@ -46,13 +27,18 @@ def group_of(identifier: str) -> str:
 
 
 def judge(
-    predictions: Iterable[tuple[str, str]], examples: Sequence[Example], where: object, of: object
+    predictions: Iterable[tuple[str, str]],
+    identifiers: Sequence[str],
+    labels: Sequence[bool],
+    where: object,
+    of: object,
 ) -> list[bool]:
     """Say of every example whether its prediction is right, in the order of the examples.
 
     Args:
         predictions: Identifiers, each with `true` or `false` in any case.
-        examples: All of a set.
+        identifiers: `split-set-pair-sentence` of all examples of a set.
+        labels: Whether each is true.
         where: Names the source of the predictions in messages.
         of: Names that of the examples.
 
@@ -60,9 +46,10 @@ def judge(
         DataError: Predictions are missing, are surplus or stand twice; they are named.
     """
     pairs = list(predictions)
-    require_one_each((key for key, _ in pairs), (e.identifier for e in examples), where, of)
+    require_one_each((key for key, _ in pairs), identifiers, where, of)
     said = {identifier: prediction.lower() for identifier, prediction in pairs}
-    return [said[example.identifier] == str(example.label).lower() for example in examples]
+    examples = zip(identifiers, labels, strict=True)
+    return [said[identifier] == str(label).lower() for identifier, label in examples]
 
 
 def summarise(right: Sequence[bool], groups: Sequence[str]) -> Summary:

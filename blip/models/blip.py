@@ -204,9 +204,20 @@ class Blip(nn.Module):
         hidden = self.encode_pairs(token_ids, mask, memory, image_index, pooled=True)
         return self.match_head(hidden[:, 0])
 
-    def classify(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
-        """Judge statements about two images: (B, 2) logits, index 1 for true (NLVR2)."""
-        return self.classifier(self.encode_pairs(token_ids, mask, memory, pooled=True)[:, 0])
+    def classify(
+        self,
+        token_ids: Tensor,
+        mask: Tensor,
+        memory: Memory,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Judge statements about two images (NLVR2), with the arguments of `encode_pairs`.
+
+        Returns:
+            (P, 2) logits, index 1 for true.
+        """
+        hidden = self.encode_pairs(token_ids, mask, memory, image_index, pooled=True)
+        return self.classifier(hidden[:, 0])
 
     def decode(
         self,

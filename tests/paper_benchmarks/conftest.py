@@ -40,7 +40,7 @@ def random_model(
         model = Blip(config.model, 64, tokenizer.vocab_size, tokenizer.special, parts)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * 0.2)
         save_model(model, out)
         return out
 
