@@ -19,7 +19,7 @@ import torch
 from blip.config import Config
 from blip.data.annotations import Statement, read_statements
 from blip.data.sources import field, is_json_list, json_lines, read_lines
-from blip.data.text import clean_caption
+from blip.data.text import clean_caption, has_words
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import photo_batches, require_photos
@@ -332,7 +332,7 @@ def _photo_parts(statement: Statement, where: str) -> tuple[str, str, str]:
 
 
 def _with_words(statement: Statement, where: str) -> Statement:
-    if not clean_caption(statement.sentence, STATEMENT_WORDS):
+    if not has_words(statement.sentence):
         raise DataError(
             f"{where}: sentence is {statement.sentence!r}, it must say something: mend or remove "
             "the record"

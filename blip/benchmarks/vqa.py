@@ -20,7 +20,7 @@ from blip.config import Config
 from blip.data.annotations import Question, read_answer_list, read_questions
 from blip.data.sources import field, is_json_list, json_items
 from blip.data.tasks import MAX_ANSWER_TOKENS
-from blip.data.text import Tokenizer, clean_question
+from blip.data.text import Tokenizer, clean_question, has_words
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import photo_batches, require_photos
@@ -90,7 +90,7 @@ def open_questions(data: Path, annotations: Path | None = None) -> QuestionSet:
     ids = [question.question_id for question in questions]
     require_one_each(ids, ids, data, data)
     for question in questions:
-        if not clean_question(question.question, QUESTION_WORDS).strip():
+        if not has_words(question.question):
             raise DataError(
                 f"{data}: question {question.question_id} is {question.question!r}, it must say "
                 "something: mend or remove the record"
@@ -161,7 +161,7 @@ def evaluate_vqa(
 
 
 def score_vqa(
-    config: Config, predictions: Path, annotations: Path, out: Path, tracker: Tracker
+    config: Config, predictions: Path, asked: Sequence[Asked], out: Path, tracker: Tracker
 ) -> None:
     """Score answers that are there.
 
@@ -171,16 +171,15 @@ def score_vqa(
     Args:
         config: `evaluate` says how to resample.
         predictions: `[{"question_id", "answer"}]`, as the server takes it.
-        annotations: See `read_asked`.
+        asked: What people answered.
         out: The folder to write into.
         tracker: Told the metrics.
 
     Raises:
-        DataError: A file breaks a rule, or the predictions are not one for each question.
+        DataError: The file breaks a rule, or the predictions are not one for each question.
     """
-    asked = read_asked(annotations)
     pairs = list(_read_predictions(predictions))
-    accuracies = score(pairs, asked, predictions, annotations)
+    accuracies = score(pairs, asked, predictions, "the annotations")
     _report(config, dict(pairs), asked, accuracies, out, tracker)
 
 

@@ -125,7 +125,8 @@ def test_a_model_is_scored_as_its_submission_is(files: Path, config, random_mode
     assert [row["question_id"] for row in rows] == [question for question, _, _ in QUESTIONS]
     assert all(set(row) == {"question_id", "answer"} and row["answer"] in ANSWERS for row in rows)
     submission = files / "model/submission.json"
-    score_vqa(config, submission, files / "annotations.json", files / "again", NullTracker())
+    assert questions.asked is not None
+    score_vqa(config, submission, questions.asked, files / "again", NullTracker())
     for name in ("metrics.json", "accuracy.json", "per_example.parquet"):
         assert (files / "model" / name).read_bytes() == (files / "again" / name).read_bytes()
     metrics = read_json(files / "model/metrics.json")["vqa"]
@@ -242,12 +243,13 @@ def test_real_predictions_are_scored_from_their_files(shared: Path, config, tmp_
     summaries = read_json(folder / "official_scores.json")
     (told,) = folder.glob("*annot*_valid.json.gz")
     (tmp_path / "annotations.json").write_bytes(gzip.decompress(told.read_bytes()))
+    asked = read_asked(tmp_path / "annotations.json")
     for results in sorted(folder.glob("valid_*_results.json.gz")):
         name = results.name.removesuffix("_results.json.gz")
         (tmp_path / f"{name}.json").write_bytes(gzip.decompress(results.read_bytes()))
         out = tmp_path / name
         out.mkdir()
         predictions = tmp_path / f"{name}.json"
-        score_vqa(config, predictions, tmp_path / "annotations.json", out, NullTracker())
+        score_vqa(config, predictions, asked, out, NullTracker())
         assert read_json(out / "accuracy.json") == summaries[name]["accuracy"]
-    assert len(read_asked(tmp_path / "annotations.json")) == summaries[name]["n"]
+        assert len(asked) == summaries[name]["n"]
