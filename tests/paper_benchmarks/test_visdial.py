@@ -106,9 +106,9 @@ def test_scores_are_those_of_each_candidate_alone(files: Path, config, random_mo
             photo = files / found.photo(dialog)
             scores = [
                 score_alone(network, photo, dialog.caption, f"{asked} {option}")
-                for option in each.options
+                for option in each.options[::9]
             ]
-            ours = found_scores[dialog.image_id, number]
+            ours = found_scores[dialog.image_id, number][::9]
             assert ours == pytest.approx(scores, abs=1e-4)  # measured: 1.4e-5
             assert np.ptp(ours) > 0.1
             said = f"{asked} {each.answer} "

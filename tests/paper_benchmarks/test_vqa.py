@@ -230,6 +230,15 @@ def test_missing_photos_are_named_before_anything_is_read(files: Path, config) -
         evaluate_vqa(config, files / "none", questions, files, None, files, NullTracker())
 
 
+def test_a_photo_that_is_cut_short_is_named(files: Path, config, random_model) -> None:
+    photo = files / f"{SPLIT}/COCO_{SPLIT}_000000000005.jpg"
+    photo.write_bytes(photo.read_bytes()[:400])
+    network = open_network(random_model("vqa"), "vqa", 1)
+    questions = open_questions(files / "questions.json").questions
+    with pytest.raises(DataError, match=r"_000000000005\.jpg: "):
+        answer_questions(network, config, questions, files, None)
+
+
 def test_scores_that_are_no_numbers(files: Path, config, random_model) -> None:
     network = open_network(random_model("vqa"), "vqa", 1)
     network.model.language_head.bias.data[5] = float("nan")
