@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from blip.config import Config
-from blip.data.dialogs import OPTIONS, DialogSet, Key, Round
+from blip.data.dialogs import OPTIONS, Dialog, DialogSet, Key, Round
 from blip.data.sources import field, json_items
 from blip.data.text import Tokenizer, clean_caption
 from blip.errors import CheckpointError, DataError
@@ -35,6 +35,7 @@ from blip.metrics.ids import require_one_each
 from blip.metrics.visdial import ndcg, require_ranks, sparse, to_ranks
 from blip.models.device import autocast
 from blip.models.matching import Texts, match_texts
+from blip.models.med import Memory
 from blip.progress import track
 from blip.tracker import Tracker
 
@@ -125,27 +126,35 @@ def score_answers(
         CheckpointError: A score is not a number.
     """
     model, tokenizer, device = network
-    size, limit = config.evaluate.batch_size, model.config.text.max_positions
+    size = config.evaluate.batch_size
     files = [photos / dialogs.photo(dialog) for dialog in dialogs.dialogs]
     batches = enumerate(photo_batches(files, model.image_size, size))
     scores: dict[Key, NDArray[np.float32]] = {}
     for batch, pixels in track(batches, "ranking", -(-len(files) // size), "batches"):
         some = dialogs.dialogs[batch * size : (batch + 1) * size]
         captions = [clean_caption(dialog.caption, sys.maxsize) for dialog in some]
-        ids, mask = (each.to(device) for each in tokenizer.encode(captions, limit))
+        encoded = tokenizer.encode(captions, model.config.text.max_positions)
+        ids, mask = (each.to(device) for each in encoded)
         with autocast(device, config.evaluate.precision):
             tokens = model.encode_image(pixels.to(device))
             memory = model.project_captioned(tokens, model.encode_text(ids, mask), mask)
             for place, dialog in enumerate(some):
                 own = memory.select(slice(place, place + 1))
-                for number, each in enumerate(dialog.rounds, 1):
-                    if each.options:
-                        texts = candidate_texts(tokenizer, dialog.rounds[:number], limit)
-                        every = torch.arange(len(texts))
-                        logits = match_texts(model, texts, every, own, None, size)
-                        scores[dialog.image_id, number] = logits[:, 1].cpu().numpy()
-    for (image_id, number), found in scores.items():
-        if not np.isfinite(found).all():
+                scores |= _score_dialog(network, dialog, own, size)
+    return scores
+
+
+def _score_dialog(
+    network: Network, dialog: Dialog, memory: Memory, batch_size: int
+) -> dict[Key, NDArray[np.float32]]:
+    model, tokenizer, _ = network
+    scores: dict[Key, NDArray[np.float32]] = {}
+    for image_id, number in dialog.ranked:
+        before = dialog.rounds[:number]
+        texts = candidate_texts(tokenizer, before, model.config.text.max_positions)
+        logits = match_texts(model, texts, torch.arange(len(texts)), memory, None, batch_size)
+        scores[image_id, number] = logits[:, 1].cpu().numpy()
+        if not np.isfinite(scores[image_id, number]).all():
             raise CheckpointError(
                 f"image {image_id}, round {number}: the model's scores are not numbers: its "
                 "weights are damaged"
@@ -201,19 +210,10 @@ def _report(
 ) -> None:
     answers, gains = [], []
     for dialog in dialogs.dialogs:
-        own = [
-            (ranks[dialog.image_id, number], each.right, (dialog.image_id, number))
-            for number, each in enumerate(dialog.rounds, 1)
-            if each.options
-        ]
-        answers.append([found[right] for found, right, _ in own if right is not None])
-        gains.append(
-            [
-                ndcg(found, dialogs.relevance[key])
-                for found, _, key in own
-                if key in dialogs.relevance
-            ]
-        )
+        rights = {key: each.right for key, each in dialog.ranked.items()}
+        answers.append([ranks[key][right] for key, right in rights.items() if right is not None])
+        judged = [key for key in rights if key in dialogs.relevance]
+        gains.append([ndcg(ranks[key], dialogs.relevance[key]) for key in judged])
     ids = [dialog.image_id for dialog in dialogs.dialogs]
     table = pa.table([ids, answers, gains], schema=PER_DIALOG)
     counts = {

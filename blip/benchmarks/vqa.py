@@ -145,17 +145,16 @@ def evaluate_vqa(
     require_photos(photos / name for name in dict.fromkeys(q.image for q in questions.questions))
     network = open_network(checkpoint, "vqa", config.threads)
     said = answer_questions(network, config, questions.questions, photos, candidates)
-    rows = [
-        {"question_id": q.question_id, "answer": said[q.question_id]} for q in questions.questions
-    ]
+    ids = [question.question_id for question in questions.questions]
+    rows = [{"question_id": question_id, "answer": said[question_id]} for question_id in ids]
     write_json(out / "submission.json", rows)
-    if questions.asked is None:
+    asked, accuracies = questions.asked, None
+    if asked is None:
         log.warning(
             "%s tells no answers of people: there is a submission and no score", questions.source
         )
-    asked = questions.asked or [Asked(q.question_id, ()) for q in questions.questions]
-    accuracies = None
-    if questions.asked is not None:
+        asked = [Asked(question.question_id, ()) for question in questions.questions]
+    else:
         accuracies = score(said.items(), asked, checkpoint, questions.source)
     _report(config, said, asked, accuracies, out, tracker)
 

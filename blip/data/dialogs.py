@@ -42,6 +42,12 @@ class Dialog:
     caption: str
     rounds: tuple[Round, ...]
 
+    @property
+    def ranked(self) -> dict[Key, Round]:
+        """The rounds with options: all, or of a test the last."""
+        numbered = enumerate(self.rounds, 1)
+        return {(self.image_id, number): each for number, each in numbered if each.options}
+
 
 @dataclass(frozen=True)
 class DialogSet:
@@ -62,12 +68,7 @@ class DialogSet:
     @property
     def keys(self) -> list[Key]:
         """The rounds with options, dialog by dialog."""
-        return [
-            (dialog.image_id, number)
-            for dialog in self.dialogs
-            for number, each in enumerate(dialog.rounds, 1)
-            if each.options
-        ]
+        return [key for dialog in self.dialogs for key in dialog.ranked]
 
     def photo(self, dialog: Dialog) -> str:
         """Name the photo of a dialog as the benchmark does."""
