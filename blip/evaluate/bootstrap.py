@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from blip.metrics.agreement import roc_auc
+
 Floats = NDArray[np.float64]
 
 Statistic = Callable[[Floats], Floats]
@@ -65,20 +67,10 @@ def area_under_curve(
         scores: (M) of the texts.
         images: (M) whose image each is, below N.
     """
-    order = np.argsort(np.asarray(scores), kind="stable")
-    scores, image = np.asarray(scores)[order], np.asarray(images)[order]
-    first = np.flatnonzero(np.diff(scores, prepend=-np.inf))  # of each distinct score
-    positive, negative = np.asarray(positive)[order], np.asarray(negative)[order]
-
-    def statistic(draws: Floats) -> Floats:
-        if not len(first):
-            return np.full(len(draws), np.nan)
-        above = np.add.reduceat(draws[:, image] * positive, first, axis=1)  # (S, distinct scores)
-        below = np.add.reduceat(draws[:, image] * negative, first, axis=1)
-        wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
-        return _divide(wins, above.sum(axis=1) * below.sum(axis=1))
-
-    return statistic
+    positive, scores, images = np.asarray(positive), np.asarray(scores), np.asarray(images)
+    kept = np.flatnonzero(positive | np.asarray(negative))
+    labels, scores, images = positive[kept], scores[kept], images[kept]
+    return lambda draws: roc_auc(labels, scores, draws[:, images])
 
 
 def intervals(
