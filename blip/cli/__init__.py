@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import evaluate, experiment, inference, models, stages
+from blip.cli import evaluate, experiment, inference, matching_benchmarks, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,5 +53,7 @@ for verb in (
     experiment.ui,
 ):
     app.command()(verb)
+for benchmark in matching_benchmarks.COMMANDS:
+    evaluate.app.command()(benchmark)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(experiment.catalog, name="catalog")

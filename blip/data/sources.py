@@ -238,7 +238,7 @@ def _parse_parquet(path: Path) -> Iterator[SourceRecord]:
 
 def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
     """Lines of `name.jpg#0<tab>caption`."""
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         image, tab, caption = line.partition("\t")
         name, sign, index = image.rpartition("#")
         if not (tab and sign and index.isdigit()):
@@ -327,7 +327,7 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Give the lines that are not blank, with their numbers."""
     with _reading(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
@@ -358,7 +358,7 @@ def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]
 
 
 def _keep(records: Iterable[SourceRecord], split: Path) -> Iterator[SourceRecord]:
-    wanted = {line.strip() for _, line in _read_lines(split)}
+    wanted = {line.strip() for _, line in read_lines(split)}
     return (record for record in records if record.source in wanted)
 
 

@@ -5,7 +5,7 @@ N images, so that sums over images are one matrix product and nothing loops over
 Source: Efron & Tibshirani 1993, chapters 13 and 16.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -52,6 +52,31 @@ def mean(values: ArrayLike, weights: ArrayLike = 1.0) -> Statistic:
     values = np.asarray(values, dtype=np.float64)
     weights = np.broadcast_to(np.asarray(weights, dtype=np.float64), values.shape)
     return lambda draws: _divide(draws @ values, draws @ weights)
+
+
+def mean_of(parts: Sequence[Statistic]) -> Statistic:
+    """Give the statistic `plain mean of other statistics`."""
+
+    def statistic(draws: Floats) -> Floats:
+        average: Floats = np.mean([part(draws) for part in parts], axis=0)
+        return average
+
+    return statistic
+
+
+def median(values: ArrayLike) -> Statistic:
+    """Give the statistic `median of the drawn images' values`."""
+    order = np.argsort(np.asarray(values), kind="stable")
+    rising = np.asarray(values, dtype=np.float64)[order]
+
+    def statistic(draws: Floats) -> Floats:
+        reached = np.cumsum(draws[:, order], axis=1)
+        size = reached[:, -1:]
+        low, high = ((reached > place).argmax(axis=1) for place in ((size - 1) // 2, size // 2))
+        middle: Floats = (rising[low] + rising[high]) / 2
+        return middle
+
+    return statistic
 
 
 def area_under_curve(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blip.config import Decoding
 from blip.models.blip import Blip
 from blip.models.matching import Texts
 from blip.models.med import Memory
@@ -13,6 +14,21 @@ from blip.models.prefixes import find_prefixes
 TOKENS_AT_ONCE = 4096  # of answers that are decoded together: bounds the memory
 STATES_AT_ONCE = 128  # of which the language head writes logits: what a cache holds
 LABEL_SMOOTHING = 0.1  # the reference scores with the loss that it trains with
+
+# BLIP.md 1.1 and 5.3.
+QUESTION_WORDS, QUESTION_TOKENS = 50, 35
+
+ANSWER = Decoding(  # BLIP.md 5.3
+    method="beam",
+    num_beams=3,
+    top_p=1.0,
+    top_k=0,
+    repetition_penalty=1.0,
+    length_rule="reference",
+    min_length=1,
+    max_length=10,
+    batch_size=1,
+)
 
 
 class RankedAnswers(NamedTuple):
