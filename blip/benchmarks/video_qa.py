@@ -18,10 +18,11 @@ from blip.benchmarks.records import numbered, require, text
 from blip.benchmarks.video_retrieval import video_frames
 from blip.config import Config
 from blip.data.sources import field, read_lines
+from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question
 from blip.data.transforms import normalise
 from blip.data.video import Videos
-from blip.errors import ConfigError, DataError
+from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
@@ -46,7 +47,7 @@ TASK = "video_qa"
 PREDICTIONS = "predictions.json"
 
 NUM_FRAMES = 16
-MAX_ANSWER_TOKENS = 512  # answers are taken whole
+RANKED = 128  # answers that are scored in full, or all where there are fewer
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def evaluate_video_qa(
     Writes `predictions.json` too, in the form that `score_video_qa` reads.
 
     Args:
-        config: `evaluate` is read: `k` answers are scored in full where answers are ranked.
+        config: `evaluate` is read, but for its candidates.
         checkpoint: Of a model for VQA.
         data: See `read_video_questions`.
         annotations: See `read_video_questions`.
@@ -150,16 +151,10 @@ def evaluate_video_qa(
         tracker: Told the metrics.
 
     Raises:
-        ConfigError: There are fewer answers than `k`.
         DataError: A file breaks a rule, or a video is missing, cut short or damaged.
     """
     questions, folder = read_video_questions(data, annotations, mapping), Videos(videos)
     candidates = None if answers is None else read_answers(answers)
-    if candidates is not None and config.evaluate.k > len(candidates):
-        raise ConfigError(
-            f"evaluate.k {config.evaluate.k} answers to score, but {answers} has "
-            f"{len(candidates)}: lower it to {len(candidates)} at most"
-        )
     of_video: dict[Path, list[int]] = {}
     for number, question in enumerate(questions):
         of_video.setdefault(folder.find(question.video), []).append(number)
@@ -201,7 +196,8 @@ def score_video_qa(
     given: dict[int | str, str] = {}
     keys: list[int | str] = []
     for where, item in numbered(predictions):
-        key: int | str = field(item, "question_id", (int, str), where)
+        key = field(item, "question_id", (int, str), where)
+        assert isinstance(key, int | str)
         keys.append(key)
         given[key] = field(item, "answer", str, where)
     require_one_each(keys, [question.question_id for question in questions], predictions, data)
@@ -234,7 +230,8 @@ class _Answerer:
                     written = generate(self._model, memory, start_ids, ANSWER)
                     answers = [self._tokenizer.decode(ids) for ids in written]
                 else:
-                    ranked = rank_answers(self._model, memory, self._texts, self._settings.k)
+                    k = min(RANKED, len(self._candidates))
+                    ranked = rank_answers(self._model, memory, self._texts, k)
                     answers = [self._candidates[best] for best in ranked.best.tolist()]
             yield from answers
 

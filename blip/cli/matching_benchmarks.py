@@ -87,7 +87,9 @@ def video_qa(
     ] = None,
     answers: Annotated[
         Path | None,
-        typer.Option("--answers", help="Rank these (evaluate.k in full), e.g. the training set's."),
+        typer.Option(
+            "--answers", help="Rank these, e.g. those of the training set; else they are written."
+        ),
     ] = None,
     mapping: Annotated[
         Path | None, typer.Option("--mapping", help="MSVD's names of videos: youtube_mapping.txt.")
@@ -286,7 +288,7 @@ def evaluation(
     inputs = {"model" if model else "predictions": [scored], "data": read}
     whole = {"task": task, **section, **sections(config, "seed", "threads", "evaluate")}
     with stage("evaluate", out, inputs, whole, config, metrics, force) as running:
-        yield running and Run(config, model, scored, running.out, running.journal)
+        yield Run(config, model, scored, running.out, running.journal) if running else None
 
 
 def limits(config: "Config") -> dict[str, Any]:
