@@ -1,9 +1,13 @@
 """What the readers of benchmarks' files share: rules for values, and errors that name the record."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from blip.data.sources import is_safe, json_items
 from blip.errors import DataError
@@ -45,3 +49,32 @@ def photo(name: str, where: str) -> str:
     """Give the name of a photo, which must stay below the folder of the photos."""
     require(is_safe(name), where, "image", name, "a plain path below the folder of the photos")
     return name
+
+
+def read_matrices(
+    path: Path, shapes: Mapping[str, tuple[int, int]], data: Path
+) -> list[NDArray[Any]]:
+    """Read matrices of scores: a .npz, a row for each query, in the order of the test set.
+
+    Args:
+        path: The file.
+        shapes: Of each matrix, by name.
+        data: The test set, for messages.
+
+    Raises:
+        DataError: It is unreadable, or a matrix is missing or of another size.
+    """
+    try:
+        with np.load(path) as arrays:
+            found = [arrays[name] for name in shapes]
+    except (OSError, KeyError, ValueError, AttributeError, TypeError, BadZipFile) as error:
+        raise DataError(
+            f"{path}: holds no matrices {' and '.join(shapes)} as numpy.savez writes them: {error}"
+        ) from None
+    for (name, shape), matrix in zip(shapes.items(), found, strict=True):
+        if matrix.shape != shape:
+            raise DataError(
+                f"{path}: {name} is {matrix.shape}, for {data} it must be {shape}: give a row for "
+                "each query and a column for each candidate, in the order of the file"
+            )
+    return found

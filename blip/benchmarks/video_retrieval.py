@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import require, text
+from blip.benchmarks.records import read_matrices, require, text
 from blip.config import Config, Evaluate
 from blip.data.loader import ahead
 from blip.data.sources import field, is_safe, read_lines
@@ -47,8 +46,6 @@ NUM_FRAMES = 8
 MAX_WORDS, MAX_TOKENS = 40, 35
 CANDIDATES = 128  # of a query, or all where there are fewer
 DECODERS = 2  # videos that are decoded while the model works on the one before
-
-MATRICES = ("v2t", "t2v")
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,8 @@ def score_video_retrieval(
     """
     clips = read_clips(data)
     order = np.arange(len(clips))
-    try:
-        with np.load(predictions) as arrays:
-            found = [arrays[name] for name in MATRICES]
-    except (OSError, KeyError, ValueError, AttributeError, TypeError, BadZipFile) as error:
-        raise DataError(f"{predictions}: holds no matrices {MATRICES}: {error}") from None
-    for name, matrix in zip(MATRICES, found, strict=True):
-        if matrix.shape != (len(clips), len(clips)):
-            raise DataError(
-                f"{predictions}: {name} is {matrix.shape}, but {data} has {len(clips)} clips: give "
-                "a row and a column for each, in the order of the file"
-            )
+    shapes = {"v2t": (len(clips), len(clips)), "t2v": (len(clips), len(clips))}
+    found = read_matrices(predictions, shapes, data)
     try:
         of_videos, of_texts = (ranks_of_all(matrix, order) for matrix in found)
     except DataError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from blip.cli.evaluate import find_checkpoint
+from blip.cli.evaluate import CHECKPOINT, Predictions, find_source
 from blip.cli.options import (
     PARAMS,
     Force,
@@ -24,17 +24,7 @@ if TYPE_CHECKING:
     from blip.config import Config
     from blip.tracker import Tracker
 
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
-    ),
-]
-Predictions = Annotated[
-    Path | None,
-    typer.Option("--predictions", help="Instead of a checkpoint: what a model gave, to be scored."),
-]
+Checkpoint = Annotated[str | None, CHECKPOINT]
 Photos = Annotated[Path | None, typer.Option("--photos", help="The folder of the photos.")]
 Videos = Annotated[Path | None, typer.Option("--videos", help="The folder of the videos.")]
 
@@ -44,7 +34,7 @@ class Run(NamedTuple):
 
     config: "Config"
     checkpoint: Path | None
-    predictions: Path
+    predictions: Path | None
     out: Path
     tracker: "Tracker"
 
@@ -73,7 +63,7 @@ def video_retrieval(
             benchmark.evaluate_video_retrieval(
                 config, run.checkpoint, data, folder, run.out, run.tracker
             )
-        elif run:
+        elif run and run.predictions:
             benchmark.score_video_retrieval(config, run.predictions, data, run.out, run.tracker)
 
 
@@ -119,7 +109,7 @@ def video_qa(
                 run.out,
                 run.tracker,
             )
-        elif run:
+        elif run and run.predictions:
             benchmark.score_video_qa(
                 config, run.predictions, data, annotations, run.out, run.tracker
             )
@@ -145,7 +135,7 @@ def ovad(
         if run and run.checkpoint:
             folder = needed(photos, "--photos")
             benchmark.evaluate_ovad(config, run.checkpoint, data, folder, run.out, run.tracker)
-        elif run:
+        elif run and run.predictions:
             benchmark.score_ovad(config, run.predictions, data, run.out, run.tracker)
 
 
@@ -186,7 +176,7 @@ def ads(
                 run.out,
                 run.tracker,
             )
-        elif run:
+        elif run and run.predictions:
             benchmark.score_ads(config, run.predictions, data, label_column, run.out, run.tracker)
 
 
@@ -214,7 +204,7 @@ def sugarcrepe(
             benchmark.evaluate_sugarcrepe(
                 config, run.checkpoint, data, folder, run.out, run.tracker
             )
-        elif run:
+        elif run and run.predictions:
             benchmark.score_sugarcrepe(config, run.predictions, data, run.out, run.tracker)
 
 
@@ -256,7 +246,7 @@ def judgments(
                 run.out,
                 run.tracker,
             )
-        elif run:
+        elif run and run.predictions:
             benchmark.score_judgments(
                 config, run.predictions, data, judges, annotations, run.out, run.tracker
             )
@@ -277,18 +267,14 @@ def evaluation(
 
     Photos and videos are known by the names in the annotations, not by content: they are gigabytes.
     """
-    from blip.errors import ConfigError
-
-    checkpoint, predictions = source
-    if (checkpoint is None) == (predictions is None):
-        raise ConfigError("give --checkpoint, a model to measure, or --predictions, what one gave")
-    model = find_checkpoint(checkpoint) if checkpoint else None
-    scored = model or predictions
-    assert scored is not None
-    inputs = {"model" if model else "predictions": [scored], "data": read}
+    model, given = find_source(*source)
     whole = {"task": task, **section, **sections(config, "seed", "threads", "evaluate")}
+    inputs = {**given, "data": list(read)}
     with stage("evaluate", out, inputs, whole, config, metrics, force) as running:
-        yield Run(config, model, scored, running.out, running.journal) if running else None
+        if running is None:
+            yield None
+        else:
+            yield Run(config, model, source[1], running.out, running.journal)
 
 
 def limits(config: "Config") -> dict[str, Any]:

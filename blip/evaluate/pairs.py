@@ -29,12 +29,6 @@ class PairScores(NamedTuple):
     itc: Floats
 
 
-def probability(log_odds: Floats) -> Floats:
-    """Give the probability of a match."""
-    found: Floats = np.exp(-np.logaddexp(0.0, -log_odds))
-    return found
-
-
 @torch.inference_mode()
 def score_pairs(
     model: Blip,

@@ -42,11 +42,12 @@ def ranks(scores: ArrayLike, targets: ArrayLike) -> Integers:
 
 def best_ranks(scores: ArrayLike, own: Sequence[Sequence[int]]) -> Integers:
     """Give the rank of the best of the targets of each of Q queries, all of which have one."""
-    query = np.repeat(np.arange(len(own)), [len(targets) for targets in own])
-    each = ranks(np.asarray(scores)[query], [target for targets in own for target in targets])
-    best = np.full(len(own), np.iinfo(np.int64).max)
-    np.minimum.at(best, query, each)
-    return best
+    scores = np.asarray(scores)
+    first = [
+        max(zip(row[list(targets)], targets, strict=True))[1]
+        for row, targets in zip(scores, own, strict=True)
+    ]
+    return ranks(scores, first)
 
 
 def recalls(found: ArrayLike, cuts: Sequence[int] = CUTS) -> dict[int, float]:

@@ -114,7 +114,7 @@ def test_matrices_of_others_are_scored(config, files: Path, tmp_path: Path) -> N
     ("arrays", "message"),
     [
         ({"v2t": np.zeros((5, 5))}, "holds no matrices"),
-        ({"v2t": np.zeros((5, 5)), "t2v": np.zeros((5, 4))}, r"t2v is \(5, 4\), .* 5 clips"),
+        ({"v2t": np.zeros((5, 5)), "t2v": np.zeros((5, 4))}, r"t2v is \(5, 4\), .* be \(5, 5\)"),
         ({"v2t": np.zeros((5, 5)), "t2v": np.full((5, 5), np.nan)}, "row 0: .* not a number"),
     ],
 )
