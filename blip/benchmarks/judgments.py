@@ -24,7 +24,7 @@ from blip.data.sources import field, read_lines
 from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
-from blip.evaluate.evaluation_set import photo_batches
+from blip.evaluate.evaluation_set import photo_batches, require_photos
 from blip.evaluate.network import open_network
 from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
@@ -143,17 +143,17 @@ def evaluate_judgments(
         DataError: A file breaks a rule, or a photo is missing or damaged.
     """
     judgments = _counted(read_judgments(data, judges, annotations), judges)
-    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
-    limits = config.finetune.retrieval
     judgments = sorted(judgments, key=lambda judgment: judgment.image)
     names, owner = np.unique([judgment.image for judgment in judgments], return_inverse=True)
+    paths = [photos / str(name) for name in names]
+    require_photos(paths)
+    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
+    limits = config.finetune.retrieval
     captions, rows = np.unique([judgment.caption for judgment in judgments], return_inverse=True)
     cleaned = [clean_caption(str(caption), limits.max_words) for caption in captions]
     found = score_pairs(
         model,
-        photo_batches(
-            [photos / str(name) for name in names], model.image_size, config.evaluate.batch_size
-        ),
+        photo_batches(paths, model.image_size, config.evaluate.batch_size),
         Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
         rows,
         owner,

@@ -30,7 +30,7 @@ from blip.data.tasks import read_photo
 from blip.data.transforms import evaluation_resize, normalise
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
-from blip.evaluate.evaluation_set import THREADS
+from blip.evaluate.evaluation_set import THREADS, require_photos
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.files import read_json
@@ -151,6 +151,7 @@ def evaluate_ovad(
     """
     attributes, boxes = read_boxes(data)
     boxes = sorted(boxes, key=lambda box: box.image)
+    require_photos(photos / name for name in dict.fromkeys(box.image for box in boxes))
     model, tokenizer, device = open_network(checkpoint, "matching", config.threads)
     sentences = [sentence for attribute in attributes for sentence in attribute.sentences]
     texts = Texts(*tokenizer.encode(sentences, MAX_TOKENS))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blip.data.sources import is_safe, json_items
+from blip.data.text import has_words
 from blip.errors import DataError
 
 
@@ -42,6 +43,12 @@ def score(item: Any, name: str, where: str) -> float:
 def text(value: str, name: str, where: str) -> str:
     """Give a text, which must say something."""
     require(value.strip(), where, name, value, "a text that is not empty")
+    return value
+
+
+def question_text(value: str, where: str) -> str:
+    """Give a question, of which cleaning must leave a word."""
+    require(has_words(value), where, "question", value, "a question with words")
     return value
 
 

@@ -21,7 +21,7 @@ from blip.data.sources import field
 from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
-from blip.evaluate.evaluation_set import photo_batches
+from blip.evaluate.evaluation_set import photo_batches, require_photos
 from blip.evaluate.network import open_network
 from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
@@ -96,9 +96,11 @@ def evaluate_sugarcrepe(
         DataError: A file breaks a rule, or a photo is missing or damaged.
     """
     contrasts = read_contrasts(data)
+    names = sorted({contrast.image for contrast in contrasts})
+    paths = [photos / name for name in names]
+    require_photos(paths)
     model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
     limits = config.finetune.retrieval
-    names = sorted({contrast.image for contrast in contrasts})
     place = {name: number for number, name in enumerate(names)}
     order = sorted(range(len(contrasts)), key=lambda i: place[contrasts[i].image])
     sorted_ = [contrasts[i] for i in order]
@@ -106,9 +108,7 @@ def evaluate_sugarcrepe(
     cleaned = [clean_caption(caption, limits.max_words) for caption in captions]
     found = score_pairs(
         model,
-        photo_batches(
-            [photos / name for name in names], model.image_size, config.evaluate.batch_size
-        ),
+        photo_batches(paths, model.image_size, config.evaluate.batch_size),
         Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
         np.arange(len(captions)),
         np.repeat([place[contrast.image] for contrast in sorted_], 2),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import numbered, require, text
+from blip.benchmarks.records import numbered, question_text, require, text
 from blip.benchmarks.video_retrieval import video_frames
 from blip.config import Config
 from blip.data.sources import field, read_lines
@@ -98,7 +98,7 @@ def read_video_questions(
                 VideoQuestion(
                     question_id=field(item, "id", int, where),
                     video=(names[number],) if names else (f"video{number}", f"vid{number}"),
-                    question=text(field(item, "question", str, where), "question", where),
+                    question=question_text(field(item, "question", str, where), where),
                     answer=field(item, "answer", str, where),
                 )
             )
@@ -269,8 +269,8 @@ def _activitynet(data: Path, annotations: Path) -> list[VideoQuestion]:
     keys = []
     for where, item in numbered(data):
         keys.append(field(item, "question_id", str, where))
-        question = text(field(item, "question", str, where), "question", where)
-        asked[keys[-1]] = field(item, "video_name", str, where), question
+        words = question_text(field(item, "question", str, where), where)
+        asked[keys[-1]] = field(item, "video_name", str, where), words
     rows = []
     for where, item in numbered(annotations):
         kind = field(item, "type", int, where)

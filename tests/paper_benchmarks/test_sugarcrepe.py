@@ -93,6 +93,13 @@ def test_scores_of_others(config, files: Path, tmp_path: Path) -> None:
             score_sugarcrepe(config, path, files / "data", out, NullTracker())
 
 
+def test_a_missing_photo_is_named_before_the_work(config, files: Path, tmp_path: Path) -> None:
+    (files / "photos/b.png").unlink()
+    arguments = tmp_path / "no model", files / "data", files / "photos", tmp_path, NullTracker()
+    with pytest.raises(DataError, match=r"photos are missing: .*b\.png"):
+        evaluate_sugarcrepe(config, *arguments)
+
+
 def test_real_photos(config, random_model, shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/coco_photos"
     pairs = folder / "sugarcrepe_pairs.json"

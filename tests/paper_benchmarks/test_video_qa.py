@@ -156,7 +156,7 @@ def test_predictions_belong_to_the_questions(config, files: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": "  "}, "question is '  '"),
+        ({"question": " .. "}, "question is ' .. ', it must be a question with words"),
         ({"video_id": "1"}, "video_id is '1'"),
         ({"id": 1}, "1 stands more than once"),
         ({"answer": None}, "answer is None"),
