@@ -168,7 +168,7 @@ def evaluate_ads(
     ads = read_ads(data, label_column)
     images = EncodedImages(photos, [ad.image for ad in ads])
     missing = [ad.row for ad in ads if ad.image not in images]
-    if missing and not skip_missing:
+    if missing and (not skip_missing or len(missing) == len(ads)):
         raise DataError(
             f"{photos}: lacks the photos of lines {name_some(missing)} of {data}: fetch the whole "
             "file, or leave these pairs out, which is reported, by --skip-missing"

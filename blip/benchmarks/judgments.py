@@ -192,8 +192,18 @@ def score_judgments(
 
 
 def _counted(judgments: Sequence[Judgment], judges: Judges) -> list[Judgment]:
-    """Leave out what does not count."""
-    return [judgment for judgment in judgments if judges == "crowd" or not judgment.own]
+    """Leave out what does not count.
+
+    Raises:
+        DataError: Nothing is left.
+    """
+    counted = [judgment for judgment in judgments if judges == "crowd" or not judgment.own]
+    if not counted:
+        raise DataError(
+            "all captions are those of the photos themselves, which do not count among experts: "
+            "give the whole file of judgments"
+        )
+    return counted
 
 
 def _report(

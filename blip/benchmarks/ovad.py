@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from blip.benchmarks.records import numbered, photo, require, score
+from blip.benchmarks.records import is_finite, numbered, photo, require, score
 from blip.config import Config
 from blip.data.loader import ahead
 from blip.data.sources import field
@@ -183,8 +183,7 @@ def score_ovad(config: Config, predictions: Path, data: Path, out: Path, tracker
     for where, item in numbered(predictions):
         keys.append(field(item, "id", int, where))
         scores = field(item, "scores", list, where)
-        numbers = [value for value in scores if isinstance(value, int | float)]
-        finite = len(numbers) == len(attributes) == len(scores) and np.isfinite(numbers).all()
+        finite = len(scores) == len(attributes) and all(map(is_finite, scores))
         require(finite, where, "scores", scores, f"{len(attributes)} finite numbers")
         given[keys[-1]] = scores
     require_one_each(keys, [box.number for box in boxes], predictions, data)
@@ -306,8 +305,8 @@ def _box(item: Any, images: Mapping[int, str], num_attributes: int, where: str) 
     image = field(item, "image_id", int, where)
     require(image in images, where, "image_id", image, "that of one of the images")
     bounds = field(item, "bbox", list, where)
-    numbers = len(bounds) == 4 and all(isinstance(value, int | float) for value in bounds)
-    require(numbers and np.isfinite(bounds).all(), where, "bbox", bounds, "x, y, width and height")
+    four = len(bounds) == 4 and all(map(is_finite, bounds))
+    require(four, where, "bbox", bounds, "x, y, width and height")
     labels = field(item, "att_vec", list, where)
     known = len(labels) == num_attributes and all(value in (1, 0, -1) for value in labels)
     require(known, where, "att_vec", labels, f"1, 0 or -1 for each of {num_attributes} attributes")

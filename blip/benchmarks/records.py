@@ -1,6 +1,6 @@
 """What the readers of benchmarks' files share: rules for values, and errors that name the record."""
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ def numbered(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, record {number}", item
 
 
+def is_finite(value: object) -> bool:
+    """Tell whether a value from JSON is a number that a float can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # not nan either
+
+
 def score(item: Any, name: str, where: str) -> float:
     """Give a field that must be a number, and a finite one."""
     value = item.get(name) if isinstance(item, dict) else None
-    number = float(value) if isinstance(value, int | float) else math.nan
-    require(math.isfinite(number), where, name, value, "a finite number")
-    return number
+    require(is_finite(value), where, name, value, "a finite number")
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 def text(value: str, name: str, where: str) -> str:

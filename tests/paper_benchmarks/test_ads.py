@@ -93,6 +93,9 @@ def test_a_missing_photo_is_an_error_or_counted(
     evaluate_ads(config, random_model("matching"), *arguments, True, out, NullTracker())
     metrics = read_json(out / "metrics.json")["ads"]
     assert (metrics["pairs"], metrics["skipped"]) == (5, 1)
+    (files / "test.tsv").write_text(lines([("99", "a dog", 1), ("98", "a cat", 0)]))
+    with pytest.raises(DataError, match="lacks the photos of lines 1, 2"):
+        evaluate_ads(config, random_model("matching"), *arguments, True, out, NullTracker())
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,15 @@ def test_a_rating_that_breaks_a_rule(files: Path, row: tuple[object, ...], messa
         read_judgments(path, "expert", files / "token.txt")
 
 
+def test_nothing_that_counts(config, files: Path, tmp_path: Path) -> None:
+    path = write(files / "expert.txt", EXPERT[:1])
+    score = {"image": "a.jpg", "caption_id": "a.jpg#0", "score": 1}
+    (tmp_path / "scores.json").write_text(json.dumps([score]))
+    arguments = tmp_path / "scores.json", path, "expert", files / "token.txt", tmp_path
+    with pytest.raises(DataError, match="do not count among experts"):
+        score_judgments(config, *arguments, NullTracker())
+
+
 def test_votes_that_break_a_rule(files: Path) -> None:
     for votes in (("0.5", 1, 2), ("x", 1, 2), ("0", 0, 0)):
         path = write(files / "crowd.txt", [("a.jpg", "b.jpg#0", *votes)])

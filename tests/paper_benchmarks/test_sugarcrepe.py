@@ -87,6 +87,8 @@ def test_scores_of_others(config, files: Path, tmp_path: Path) -> None:
     for wrong, message in (
         (rows[1:], r"\('swap_obj', '0'\) has no prediction"),
         ([*rows[1:], {**rows[0], "positive": float("nan")}], "positive is nan, .* a finite number"),
+        ([*rows[1:], {**rows[0], "positive": 10**400}], "positive is 10.*, .* a finite number"),
+        ([*rows[1:], {**rows[0], "positive": None}], "positive is None, .* a finite number"),
     ):
         path.write_text(json.dumps(wrong))
         with pytest.raises(DataError, match=message):
