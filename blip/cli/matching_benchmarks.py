@@ -1,7 +1,7 @@
 """`blip evaluate TASK` for the benchmarks of matching, and of videos: a model, or what one gave."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -57,7 +57,9 @@ def video_retrieval(
 
     config = read_config(params, sets)
     source = checkpoint, predictions
-    with evaluation("video-retrieval", config, source, [data], {}, out, metrics, force) as run:
+    with evaluation(
+        "video-retrieval", config, source, {"data": data}, {}, out, metrics, force
+    ) as run:
         if run and run.checkpoint:
             folder = needed(videos, "--videos")
             benchmark.evaluate_video_retrieval(
@@ -94,7 +96,7 @@ def video_qa(
     from blip.benchmarks import video_qa as benchmark
 
     config = read_config(params, sets)
-    read = [path for path in (data, annotations, answers, mapping) if path]
+    read = {"data": data, "annotations": annotations, "answers": answers, "mapping": mapping}
     source = checkpoint, predictions
     with evaluation("video-qa", config, source, read, {}, out, metrics, force) as run:
         if run and run.checkpoint:
@@ -131,7 +133,7 @@ def ovad(
 
     config = read_config(params, sets)
     source = checkpoint, predictions
-    with evaluation("ovad", config, source, [data], {}, out, metrics, force) as run:
+    with evaluation("ovad", config, source, {"data": data}, {}, out, metrics, force) as run:
         if run and run.checkpoint:
             folder = needed(photos, "--photos")
             benchmark.evaluate_ovad(config, run.checkpoint, data, folder, run.out, run.tracker)
@@ -161,7 +163,7 @@ def ads(
     from blip.benchmarks import ads as benchmark
 
     config = read_config(params, sets)
-    read = [data, photos] if photos else [data]
+    read = {"data": data, "photos": photos}
     section = {"label_column": label_column, "skip_missing": skip_missing, **limits(config)}
     source = checkpoint, predictions
     with evaluation("ads", config, source, read, section, out, metrics, force) as run:
@@ -198,7 +200,9 @@ def sugarcrepe(
 
     config = read_config(params, sets)
     source, section = (checkpoint, predictions), limits(config)
-    with evaluation("sugarcrepe", config, source, [data], section, out, metrics, force) as run:
+    with evaluation(
+        "sugarcrepe", config, source, {"data": data}, section, out, metrics, force
+    ) as run:
         if run and run.checkpoint:
             folder = needed(photos, "--photos")
             benchmark.evaluate_sugarcrepe(
@@ -231,7 +235,7 @@ def judgments(
     from blip.benchmarks import judgments as benchmark
 
     config = read_config(params, sets)
-    read = [data, annotations] if annotations else [data]
+    read = {"data": data, "annotations": annotations}
     section = {"judges": judges, **limits(config)}
     source = checkpoint, predictions
     with evaluation("judgments", config, source, read, section, out, metrics, force) as run:
@@ -257,7 +261,7 @@ def evaluation(
     task: str,
     config: "Config",
     source: tuple[str | None, Path | None],
-    read: Sequence[Path],
+    read: Mapping[str, Path | None],
     section: Mapping[str, Any],
     out: Path,
     metrics: Path | None,
@@ -265,11 +269,25 @@ def evaluation(
 ) -> Iterator[Run | None]:
     """Run an evaluation as a stage, of a checkpoint or of predictions; None where it is done already.
 
-    Photos and videos are known by the names in the annotations, not by content: they are gigabytes.
+    Folders of photos and videos are known by the names in the annotations, not by content: they are
+    gigabytes.
+
+    Args:
+        task: Its name.
+        config: The experiment.
+        source: A checkpoint, or predictions.
+        read: The files that are read, by role.
+        section: What else decides the result, beside `evaluate`.
+        out: The folder to write.
+        metrics: Where else to put the metrics.
+        force: Do it again.
+
+    Raises:
+        ConfigError: Neither of the sources is named, or both are.
     """
     model, given = find_source(*source)
     whole = {"task": task, **section, **sections(config, "seed", "threads", "evaluate")}
-    inputs = {**given, "data": list(read)}
+    inputs = {**given, **{role: [path] for role, path in read.items() if path}}
     with stage("evaluate", out, inputs, whole, config, metrics, force) as running:
         if running is None:
             yield None

@@ -34,7 +34,7 @@ def random_model(
 
     def write(parts: Parts) -> Path:
         out = tmp_path_factory.mktemp(parts)
-        train_vocabulary([WORDS, "abcdefghijklmnopqrstuvwxyz 0123456789 ?,'"], 200, out)
+        train_vocabulary([WORDS, WORDS, "abcdefghijklmnopqrstuvwxyz 0123456789 ?,'"], 200, out)
         tokenizer = Tokenizer(out / VOCABULARY)
         torch.manual_seed(0)
         model = Blip(config.model, 64, tokenizer.vocab_size, tokenizer.special, parts)
