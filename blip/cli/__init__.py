@@ -10,6 +10,7 @@ from blip.cli import (
     evaluate,
     experiment,
     inference,
+    matching_benchmarks,
     models,
     stages,
 )
@@ -62,7 +63,7 @@ for verb in (
     experiment.ui,
 ):
     app.command()(verb)
-for task in (answering.vqa, answering.nlvr, answering.visdial):
+for task in (answering.vqa, answering.nlvr, answering.visdial, *matching_benchmarks.COMMANDS):
     evaluate.app.command()(task)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(benchmarks.app, name="benchmark")

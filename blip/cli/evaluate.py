@@ -18,12 +18,14 @@ from blip.cli.options import (
     stage,
 )
 
-Checkpoint = Annotated[
-    str,
-    typer.Option(
-        "--checkpoint",
-        help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
-    ),
+CHECKPOINT = typer.Option(
+    "--checkpoint",
+    help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
+)
+Checkpoint = Annotated[str, CHECKPOINT]
+Predictions = Annotated[
+    Path | None,
+    typer.Option("--predictions", help="Instead of a checkpoint: what a model gave, to be scored."),
 ]
 TEST_SET = 'A dataset version, or a JSON file of {"image", "caption": [...]}.'
 TestSet = Annotated[Path, typer.Option("--data", help=TEST_SET)]
@@ -51,16 +53,21 @@ app = typer.Typer(no_args_is_help=True, help="Measure a model on a test set, wit
 
 @app.command()
 def retrieval(
-    checkpoint: Checkpoint,
     data: TestSet,
     out: Out,
+    checkpoint: Annotated[str | None, CHECKPOINT] = None,
     photos: Photos = None,
+    predictions: Predictions = None,
     params: Params = PARAMS,
     sets: Sets = None,
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Image-text retrieval both ways: R@1/5/10 (COCO, Flickr30k, or a dataset version)."""
+    """Image-text retrieval both ways: R@1/5/10 (COCO, Flickr30k, or a dataset version).
+
+    The paper ranks evaluate.k = 256 candidates on COCO, 128 on Flickr30k. Predictions: .npz of i2t, t2i.
+    """
+    from blip.benchmarks.retrieval import score_retrieval
     from blip.evaluate.evaluation_set import open_evaluation_set
     from blip.evaluate.retrieval import evaluate_retrieval
 
@@ -71,12 +78,14 @@ def retrieval(
         "text": [limits.max_tokens, limits.max_words],
         **sections(config, "seed", "threads", "evaluate"),
     }
-    model = find_checkpoint(checkpoint)
-    inputs = {"model": [model], "data": [data]}  # photos are known by name: COCO has 6 GB of them
+    model, given = find_source(checkpoint, predictions)
+    inputs = {**given, "data": [data]}  # photos are known by name: COCO has 6 GB of them
     with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if running:
+        if running and model:
             images = open_evaluation_set(data, photos)
             evaluate_retrieval(config, model, images, running.out, running.journal)
+        elif running and predictions:
+            score_retrieval(config, predictions, data, running.out, running.journal)
 
 
 @app.command()
@@ -236,3 +245,21 @@ def find_checkpoint(checkpoint: str) -> Path:
     from blip.integrations.tracking.settings import load_settings
 
     return fetch_model(load_settings(), checkpoint)
+
+
+def find_source(
+    checkpoint: str | None, predictions: Path | None
+) -> tuple[Path | None, dict[str, list[Path]]]:
+    """Give the place of a checkpoint, if there is one, and what a stage reads, a model or predictions.
+
+    Raises:
+        ConfigError: Neither is named, or both are.
+    """
+    from blip.errors import ConfigError
+
+    if predictions is not None and checkpoint is None:
+        return None, {"predictions": [predictions]}
+    if checkpoint is None or predictions is not None:
+        raise ConfigError("give --checkpoint, a model to measure, or --predictions, what one gave")
+    model = find_checkpoint(checkpoint)
+    return model, {"model": [model]}
