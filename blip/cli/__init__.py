@@ -4,16 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import (
-    answering,
-    benchmarks,
-    evaluate,
-    experiment,
-    inference,
-    matching_benchmarks,
-    models,
-    stages,
-)
+from blip.cli import benchmarks, evaluate, experiment, inference, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,8 +54,6 @@ for verb in (
     experiment.ui,
 ):
     app.command()(verb)
-for task in (answering.vqa, answering.nlvr, answering.visdial, *matching_benchmarks.COMMANDS):
-    evaluate.app.command()(task)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(benchmarks.app, name="benchmark")
 app.add_typer(experiment.catalog, name="catalog")

@@ -5,40 +5,8 @@ from typing import Annotated
 
 import typer
 
-from blip.cli.evaluate import find_checkpoint
-from blip.cli.options import (
-    PARAMS,
-    Force,
-    Inputs,
-    Metrics,
-    Out,
-    Params,
-    Sets,
-    read_config,
-    sections,
-    stage,
-)
-from blip.errors import ConfigError
-
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
-    ),
-]
-Predictions = Annotated[
-    Path | None,
-    typer.Option(
-        "--predictions", help="Instead of a checkpoint: what to score, as a server takes it."
-    ),
-]
-Photos = Annotated[
-    Path | None,
-    typer.Option(
-        "--photos", help="With a checkpoint: the folder above that of the split's photos."
-    ),
-]
+from blip.cli.evaluation import Checkpoint, Photos, Predictions, evaluation
+from blip.cli.options import PARAMS, Force, Metrics, Out, Params, Sets, read_config
 
 
 def vqa(
@@ -67,26 +35,20 @@ def vqa(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """VQA v2: accuracy as the official evaluator computes it, and the submission."""
+    """VQA v2: the official accuracy, and the submission."""
     from blip.benchmarks.vqa import evaluate_vqa, open_questions, read_asked, score_vqa
 
     config = read_config(params, sets)
-    inputs = _inputs(
-        checkpoint, predictions, photos, data=data, annotations=annotations, answers=answers
-    )
-    section = {"task": "vqa", **sections(config, "seed", "threads", "evaluate")}
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if not running:
-            return
-        if predictions is None:
-            assert photos is not None
-            (model,) = map(Path, inputs["model"])
-            questions = open_questions(data, annotations)
-            evaluate_vqa(config, model, questions, photos, answers, running.out, running.journal)
-            return
-        asked = read_asked(data) if annotations is None else open_questions(data, annotations).asked
-        assert asked is not None
-        score_vqa(config, predictions, asked, running.out, running.journal)
+    source, seen = (checkpoint, predictions), ("--photos", photos)
+    read = {"data": data, "annotations": annotations, "answers": answers}
+    with evaluation("vqa", config, source, read, out, metrics, force, seen) as run:
+        if run and run.checkpoint:
+            asked = open_questions(data, annotations)
+            evaluate_vqa(config, run.checkpoint, asked, run.seen, answers, run.out, run.tracker)
+        elif run and run.predictions:
+            told = open_questions(data, annotations).asked if annotations else read_asked(data)
+            assert told is not None
+            score_vqa(config, run.predictions, told, run.out, run.tracker)
 
 
 def nlvr(
@@ -112,24 +74,20 @@ def nlvr(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """NLVR2: accuracy and consistency, as the official script computes them."""
+    """NLVR2: the official accuracy and consistency."""
     from blip.benchmarks.nlvr import evaluate_nlvr, open_statements, score_nlvr
 
     config = read_config(params, sets)
-    inputs = _inputs(
-        checkpoint, predictions, photos, data=data, balanced=balanced, categories=categories
-    )
-    section = {"task": "nlvr", **sections(config, "seed", "threads", "evaluate")}
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if not running:
+    source, seen = (checkpoint, predictions), ("--photos", photos)
+    read = {"data": data, "balanced": balanced, "categories": categories}
+    with evaluation("nlvr", config, source, read, out, metrics, force, seen) as run:
+        if run is None:
             return
         statements = open_statements(data, balanced, categories)
-        if predictions is None:
-            assert photos is not None
-            (model,) = map(Path, inputs["model"])
-            evaluate_nlvr(config, model, statements, photos, running.out, running.journal)
-        else:
-            score_nlvr(config, predictions, statements, running.out, running.journal)
+        if run.checkpoint:
+            evaluate_nlvr(config, run.checkpoint, statements, run.seen, run.out, run.tracker)
+        elif run.predictions:
+            score_nlvr(config, run.predictions, statements, run.out, run.tracker)
 
 
 def visdial(
@@ -149,34 +107,18 @@ def visdial(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """VisDial v1.0: MRR, R@1/5/10, mean rank and NDCG, and the submission."""
+    """VisDial v1.0: MRR, R@1/5/10, mean rank, NDCG."""
     from blip.benchmarks.visdial import evaluate_visdial, score_visdial
     from blip.data.dialogs import open_dialogs
 
     config = read_config(params, sets)
-    inputs = _inputs(checkpoint, predictions, photos, data=data, annotations=annotations)
-    section = {"task": "visdial", **sections(config, "seed", "threads", "evaluate")}
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if not running:
+    source, seen = (checkpoint, predictions), ("--photos", photos)
+    read = {"data": data, "annotations": annotations}
+    with evaluation("visdial", config, source, read, out, metrics, force, seen) as run:
+        if run is None:
             return
         dialogs = open_dialogs(data, annotations)
-        if predictions is None:
-            assert photos is not None
-            (model,) = map(Path, inputs["model"])
-            evaluate_visdial(config, model, dialogs, photos, running.out, running.journal)
-        else:
-            score_visdial(config, predictions, dialogs, running.out, running.journal)
-
-
-def _inputs(
-    checkpoint: str | None, predictions: Path | None, photos: Path | None, **files: Path | None
-) -> Inputs:
-    """Give what a stage reads, by role; the photos are known by name, for there are many."""
-    given = {role: [file] for role, file in files.items() if file is not None}
-    if checkpoint is not None and predictions is None:
-        if photos is None:
-            raise ConfigError("a model looks at photos: say where they lie: --photos FOLDER")
-        return {"model": [find_checkpoint(checkpoint)], **given}
-    if checkpoint is None and predictions is not None:
-        return {"predictions": [predictions], **given}
-    raise ConfigError("name what to measure: a model by --checkpoint, or --predictions to score")
+        if run.checkpoint:
+            evaluate_visdial(config, run.checkpoint, dialogs, run.seen, run.out, run.tracker)
+        elif run.predictions:
+            score_visdial(config, run.predictions, dialogs, run.out, run.tracker)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from blip.cli import answering, matching
+from blip.cli.evaluation import Checkpoint, Predictions, evaluation, limits
 from blip.cli.options import (
     PARAMS,
     Force,
@@ -18,44 +20,21 @@ from blip.cli.options import (
     stage,
 )
 
-CHECKPOINT = typer.Option(
-    "--checkpoint",
-    help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
-)
-Checkpoint = Annotated[str, CHECKPOINT]
-Predictions = Annotated[
-    Path | None,
-    typer.Option("--predictions", help="Instead of a checkpoint: what a model gave, to be scored."),
-]
 TEST_SET = 'A dataset version, or a JSON file of {"image", "caption": [...]}.'
-TestSet = Annotated[Path, typer.Option("--data", help=TEST_SET)]
+
 Photos = Annotated[
     Path | None, typer.Option("--photos", help="With a JSON file: the folder of its images.")
-]
-
-OneOf = Annotated[
-    str | None,
-    typer.Option("--checkpoint", help="What to measure, as for retrieval."),
-]
-Predictions = Annotated[
-    Path | None,
-    typer.Option(
-        "--predictions", help='Without a checkpoint: captions, [{"image_id", "caption"}].'
-    ),
 ]
 Annotations = Annotated[
     Path | None,
     typer.Option("--annotations", help="The captions of people, in COCO's format, by image id."),
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model on a test set, with intervals.")
 
-
-@app.command()
 def retrieval(
-    data: TestSet,
+    data: Annotated[Path, typer.Option("--data", help=TEST_SET)],
     out: Out,
-    checkpoint: Annotated[str | None, CHECKPOINT] = None,
+    checkpoint: Checkpoint = None,
     photos: Photos = None,
     predictions: Predictions = None,
     params: Params = PARAMS,
@@ -63,7 +42,7 @@ def retrieval(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Image-text retrieval both ways: R@1/5/10 (COCO, Flickr30k, or a dataset version).
+    """Image-text retrieval both ways: R@1/5/10.
 
     The paper ranks evaluate.k = 256 candidates on COCO, 128 on Flickr30k. Predictions: .npz of i2t, t2i.
     """
@@ -72,26 +51,20 @@ def retrieval(
     from blip.evaluate.retrieval import evaluate_retrieval
 
     config = read_config(params, sets)
-    limits = config.finetune.retrieval
-    section = {
-        "task": "retrieval",
-        "text": [limits.max_tokens, limits.max_words],
-        **sections(config, "seed", "threads", "evaluate"),
-    }
-    model, given = find_source(checkpoint, predictions)
-    inputs = {**given, "data": [data]}  # photos are known by name: COCO has 6 GB of them
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if running and model:
+    source, read = (checkpoint, predictions), {"data": data}
+    with evaluation(
+        "retrieval", config, source, read, out, metrics, force, section=limits(config)
+    ) as run:
+        if run and run.checkpoint:
             images = open_evaluation_set(data, photos)
-            evaluate_retrieval(config, model, images, running.out, running.journal)
-        elif running and predictions:
-            score_retrieval(config, predictions, data, running.out, running.journal)
+            evaluate_retrieval(config, run.checkpoint, images, run.out, run.tracker)
+        elif run and run.predictions:
+            score_retrieval(config, run.predictions, data, run.out, run.tracker)
 
 
-@app.command()
 def captioning(
     out: Out,
-    checkpoint: OneOf = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[Path | None, typer.Option("--data", help=TEST_SET)] = None,
     photos: Photos = None,
     annotations: Annotations = None,
@@ -101,7 +74,11 @@ def captioning(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Captions against human ones: BLEU, CIDEr, ROUGE-L; of files also METEOR, SPICE (COCO, Flickr30k)."""
+    """Captions against human ones: BLEU, METEOR, CIDEr, SPICE.
+
+    Of a dataset version BLEU-4, CIDEr and ROUGE-L; of files (COCO, Flickr30k) all that the official tool gives, METEOR
+    and SPICE where Java and their jars are found. Predictions: [{"image_id", "caption"}].
+    """
     from blip.benchmarks.coco_captions import evaluate_coco_captions, score_coco_captions
     from blip.errors import ConfigError
     from blip.evaluate.captioning import evaluate_captioning
@@ -109,45 +86,33 @@ def captioning(
     from blip.metrics.java import computable
 
     config = read_config(params, sets)
-    one_of(checkpoint, predictions)
-    read = annotations or data
-    if read is None or (checkpoint and data is None):
+    told = annotations or data
+    if told is None or (checkpoint and data is None):
         raise ConfigError("name the test set, what people wrote of its images: --data FILE")
-    section = {
-        "task": "captioning",
-        "prompt": config.finetune.captioning.prompt,
-        **sections(config, "seed", "threads", "evaluate"),
-    }
-    if read.suffix == ".json":
+    section: dict[str, object] = {"prompt": config.finetune.captioning.prompt}
+    if told.suffix == ".json":
         section["java"] = computable()
     elif predictions or annotations:
-        raise ConfigError(f"{read}: captions are read from JSON: name such a file")
-    if predictions:
-        inputs = {"predictions": [predictions], "data": [read]}
-        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-            if running:
-                score_coco_captions(config, predictions, read, running.out, running.journal)
-        return
-    assert checkpoint, "one of the two"
-    assert data, "named with a checkpoint"
-    model = find_checkpoint(checkpoint)
-    # Photos are known by name: COCO has 6 GB of them.
-    inputs = {"model": [model], "data": [data, *([annotations] if annotations else [])]}
-    with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-        if running:
+        raise ConfigError(f"{told}: captions are read from JSON: name such a file")
+    source, read = (checkpoint, predictions), {"data": data, "annotations": annotations}
+    with evaluation(
+        "captioning", config, source, read, out, metrics, force, section=section
+    ) as run:
+        if run and run.predictions:
+            score_coco_captions(config, run.predictions, told, run.out, run.tracker)
+        elif run and run.checkpoint and data:
             images = open_evaluation_set(data, photos)
-            if read.suffix == ".json":
+            if told.suffix == ".json":
                 evaluate_coco_captions(
-                    config, model, images, annotations, running.out, running.journal
+                    config, run.checkpoint, images, annotations, run.out, run.tracker
                 )
             else:
-                evaluate_captioning(config, model, images, running.out, running.journal)
+                evaluate_captioning(config, run.checkpoint, images, run.out, run.tracker)
 
 
-@app.command()
 def nocaps(
     out: Out,
-    checkpoint: OneOf = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None, typer.Option("--data", help="nocaps_val.json or nocaps_test.json.")
     ] = None,
@@ -159,48 +124,32 @@ def nocaps(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Captions of NoCaps for its server; scored by domain with nocaps_val_4500_captions.json."""
+    """NoCaps: captions scored by domain, and the submission.
+
+    Scored with --annotations nocaps_val_4500_captions.json; without, only the submission is written. Predictions:
+    [{"image_id", "caption"}], as the server takes them.
+    """
     from blip.benchmarks.nocaps import evaluate_nocaps, score_nocaps
     from blip.errors import ConfigError
     from blip.metrics.java import computable
 
     config = read_config(params, sets)
-    one_of(checkpoint, predictions)
-    section = {
-        "task": "nocaps",
-        "prompt": config.finetune.captioning.prompt,
-        "java": computable(),
-        **sections(config, "seed", "threads", "evaluate"),
-    }
-    told = [annotations] if annotations else []
-    if predictions:
-        if annotations is None:
-            raise ConfigError("name the captions of people: --annotations FILE")
-        inputs = {"predictions": [predictions], "data": told}
-        with stage("evaluate", out, inputs, section, config, metrics, force) as running:
-            if running:
-                score_nocaps(config, predictions, annotations, running.out, running.journal)
-        return
-    assert checkpoint, "one of the two"
-    if data is None or photos is None:
-        raise ConfigError(
-            "name the photos of NoCaps, and their folder: --data FILE --photos FOLDER"
-        )
-    model = find_checkpoint(checkpoint)
-    with stage(
-        "evaluate",
-        out,
-        {"model": [model], "data": [data, *told]},
-        section,
-        config,
-        metrics,
-        force,
-    ) as running:
-        if running:
-            evaluate_nocaps(config, model, data, photos, annotations, running.out, running.journal)
+    if predictions and annotations is None:
+        raise ConfigError("name the captions of people: --annotations FILE")
+    if checkpoint and data is None:
+        raise ConfigError("name the images of NoCaps: --data FILE")
+    section = {"prompt": config.finetune.captioning.prompt, "java": computable()}
+    source, read = (checkpoint, predictions), {"data": data, "annotations": annotations}
+    seen = "--photos", photos
+    with evaluation("nocaps", config, source, read, out, metrics, force, seen, section) as run:
+        if run and run.predictions and annotations:
+            score_nocaps(config, run.predictions, annotations, run.out, run.tracker)
+        elif run and run.checkpoint and data:
+            evaluate_nocaps(
+                config, run.checkpoint, data, run.seen, annotations, run.out, run.tracker
+            )
 
 
-@app.command("filter")
 def filter_(
     data: OneDataset,
     out: Out,
@@ -209,7 +158,7 @@ def filter_(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """The filter's verdicts against the truth about the web texts."""
+    """The filter's verdicts against the truth about web texts."""
     from blip.evaluate.filter import evaluate_filter
 
     config = read_config(params, sets)
@@ -225,41 +174,31 @@ def filter_(
             evaluate_filter(config, data, running.out, running.journal)
 
 
-def one_of(checkpoint: str | None, predictions: Path | None) -> None:
-    """See that there is a model to measure, or what one gave.
+app = typer.Typer(no_args_is_help=True)
 
-    Raises:
-        ConfigError: There is none of them, or both.
+
+@app.callback()
+def setup() -> None:
+    """Measure a model, or score what one gave, with intervals.
+
+    Files of the benchmarks: `blip benchmark list`. The paper's settings: --params blip/presets/base_129m.yaml. Its
+    tables: `blip reproduce`.
     """
-    from blip.errors import ConfigError
-
-    if (checkpoint is None) == (predictions is None):
-        raise ConfigError("give --checkpoint, a model to measure, or --predictions, what one gave")
 
 
-def find_checkpoint(checkpoint: str) -> Path:
-    """Give the place of a checkpoint, fetched first if it is named in the registry."""
-    if not checkpoint.startswith("models:"):
-        return Path(checkpoint)
-    from blip.integrations.registry import fetch_model
-    from blip.integrations.tracking.settings import load_settings
-
-    return fetch_model(load_settings(), checkpoint)
-
-
-def find_source(
-    checkpoint: str | None, predictions: Path | None
-) -> tuple[Path | None, dict[str, list[Path]]]:
-    """Give the place of a checkpoint, if there is one, and what a stage reads, a model or predictions.
-
-    Raises:
-        ConfigError: Neither is named, or both are.
-    """
-    from blip.errors import ConfigError
-
-    if predictions is not None and checkpoint is None:
-        return None, {"predictions": [predictions]}
-    if checkpoint is None or predictions is not None:
-        raise ConfigError("give --checkpoint, a model to measure, or --predictions, what one gave")
-    model = find_checkpoint(checkpoint)
-    return model, {"model": [model]}
+for task in (
+    retrieval,
+    captioning,
+    nocaps,
+    answering.vqa,
+    answering.nlvr,
+    answering.visdial,
+    matching.video_retrieval,
+    matching.video_qa,
+    matching.ovad,
+    matching.ads,
+    matching.sugarcrepe,
+    matching.judgments,
+):
+    app.command()(task)
+app.command("filter")(filter_)

@@ -115,9 +115,9 @@ def test_visdial(blip: Callable[..., tuple[int, str]]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name what to measure: a model by --checkpoint, or --predictions to score"),
-        (["--checkpoint", "m", "--predictions", "p"], "name what to measure"),
-        (["--checkpoint", "m"], "say where they lie: --photos FOLDER"),
+        ([], "give --checkpoint, a model to measure, or --predictions"),
+        (["--checkpoint", "m", "--predictions", "p"], "give --checkpoint"),
+        (["--checkpoint", "m"], "say where they lie: --photos PLACE"),
     ],
 )
 def test_what_is_measured_must_be_clear(

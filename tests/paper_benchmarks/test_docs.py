@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from blip.benchmarks.catalogue import load_catalogue
 from blip.benchmarks.published import Places, load_published
+from blip.cli import app
 from blip.config import load_config, parse_overrides
 from blip.integrations.versioning import read_graph
 from tests.parse_command import parse_command
@@ -35,10 +37,6 @@ def test_commands_of_the_tables_are_commands(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_commands_of_the_page_are_commands() -> None:
-    from typer.testing import CliRunner
-
-    from blip.cli import app
-
     for name in re.findall(r"`blip evaluate ([a-z-]+)`", PAGE):
         assert CliRunner().invoke(app, ["evaluate", name, "--help"]).exit_code == 0, name
     for block in re.findall(r"```sh\n(.*?)```", PAGE + README, re.DOTALL):
@@ -48,6 +46,14 @@ def test_commands_of_the_page_are_commands() -> None:
     named = {name for cell in benchmarks for name in re.findall(r"`([a-z0-9-]+)`", cell)}
     assert named >= {"nocaps", "msvd-qa", "judgments"}
     assert named <= set(load_catalogue().benchmarks)
+
+
+@pytest.mark.parametrize("group", ["evaluate", "benchmark"])
+def test_help_of_a_group_tells_every_command_in_full(group: str) -> None:
+    said = CliRunner().invoke(app, [group, "--help"]).output
+    commands = said.partition("Commands:")[2].splitlines()[1:]
+    assert len(commands) >= 2
+    assert not [line for line in commands if line.endswith("...")]
 
 
 def test_dvc_reads_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
