@@ -3,7 +3,8 @@
 Frames are counted by decoding them all, since what containers say of themselves is not to be relied
 on. A file that ends before its container says it does was cut short: that is an error, as is a
 packet or a frame that is damaged. Where a container only counts frames that nobody is to see (an
-edit list hides them), the video is as long as it says, and what can be decoded counts.
+edit list hides them), the video is as long as it says, and what can be decoded counts. That a last
+frame alone was lost, not every container tells.
 """
 
 from collections.abc import Iterator, Sequence
