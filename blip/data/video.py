@@ -3,7 +3,8 @@
 Frames are counted by decoding them all, since what containers say of themselves is not to be relied
 on. A file that ends before its container says it does was cut short: that is an error, as is a
 packet or a frame that is damaged. Where a container only counts frames that nobody is to see (an
-edit list hides them), the video is as long as it says, and what can be decoded counts.
+edit list hides them), the video is as long as it says, and what can be decoded counts. That a last
+frame alone was lost, not every container tells.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from blip.errors import DataError
 EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov")
 
 LOCAL = {"protocol_whitelist": "file"}  # whatever a file refers to, nothing is fetched
-SHORT = 1.5  # frames that a video may end before its stated end: clocks are rounded
+SHORT = 1.5  # frames that a video may lack of what it is said to have: clocks are rounded
 
 
 def uniform_frames(num_frames: int, wanted: int) -> NDArray[np.int64]:
@@ -138,26 +139,34 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
                         raise _damaged(path, f"the frame at {frame.time} s is damaged")
                     last = frame
                     yield frame
-            _check_end(path, stream, packets, last)
+            _check_end(path, container, packets, last)
     except (av.FFmpegError, OSError) as error:
         raise _damaged(path, error.strerror or str(error)) from None
 
 
-def _check_end(path: Path, stream: Any, packets: int, last: av.VideoFrame | None) -> None:
-    """See that a video lasts as long as its container says."""
-    stated = _stated_seconds(stream)
-    if last is None or last.time is None or stated is None:
+def _check_end(path: Path, container: Any, packets: int, last: av.VideoFrame | None) -> None:
+    """See that a video holds what its container says: its seconds, and its frames where it counts.
+
+    An edit list of MP4 hides frames that are counted: there, seconds must be missing too.
+    """
+    if last is None or last.time is None:
         return
+    stream = container.streams.video[0]
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    length = float(last.duration * last.time_base) if last.duration and last.time_base else 1 / rate
-    begin = float((stream.start_time or 0) * stream.time_base)
-    end = last.time - begin + length
-    if end < stated - SHORT / rate and not 0 < stream.frames <= packets:
-        raise _damaged(path, f"ends after {end:.2f} of the {stated:.2f} s that it says it has")
+    ticks = (last.duration or 0) * (last.time_base or 0)
+    end = (
+        last.time + (float(ticks) or 1 / rate) - float((stream.start_time or 0) * stream.time_base)
+    )
+    too_short = end < _stated_seconds(stream) - SHORT / rate
+    if stream.frames:
+        too_few = stream.frames - packets > SHORT
+        too_short = too_few and (too_short or "mov" not in container.format.name)
+    if too_short:
+        raise _damaged(path, f"it ends after {end:.2f} s, before its container says")
 
 
-def _stated_seconds(stream: Any) -> float | None:
-    """Give the length of a stream by its container; Matroska writes it as a tag."""
+def _stated_seconds(stream: Any) -> float:
+    """Give the length of a stream by its container, 0 where it says none; Matroska's is a tag."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
@@ -165,7 +174,7 @@ def _stated_seconds(stream: Any) -> float | None:
     try:
         return 3600 * float(hours) + 60 * float(minutes) + float(seconds)
     except ValueError:
-        return None
+        return 0.0
 
 
 def _damaged(path: Path, problem: str) -> DataError:

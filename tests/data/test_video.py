@@ -108,3 +108,18 @@ def test_videos_are_found_by_name(tmp_path: Path) -> None:
         videos.find(["b"])
     with pytest.raises(DataError, match="cannot be read"):
         Videos(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("name", "codec"), KINDS)
+def test_wherever_a_video_is_cut(tmp_path: Path, name: str, codec: str) -> None:
+    """It is refused, or all but its last frame are there: what only the index behind them lost."""
+    path = make_video(tmp_path / name, list(range(0, 200, 5)), codec)
+    content = path.read_bytes()
+    refused = 0
+    for size in range(1, len(content), len(content) // 60):
+        path.write_bytes(content[:size])
+        try:
+            assert count_frames(path) >= 39
+        except DataError:
+            refused += 1
+    assert refused > 20

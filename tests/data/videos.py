@@ -16,6 +16,7 @@ def make_video(
         stream = container.add_stream(codec, rate=10)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1  # equal bytes every time
         for number, grey in enumerate(greys):
             pixels = np.full((size[1], size[0], 3), grey, dtype=np.int16)
             noise = np.random.default_rng(number).integers(-8, 9, pixels.shape)
