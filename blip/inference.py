@@ -15,7 +15,13 @@ from blip.data.text import Tokenizer, clean_caption, clean_question
 from blip.data.transforms import normalise
 from blip.errors import ConfigError, DataError
 from blip.evaluate.network import Need, open_network
-from blip.evaluate.vqa import encode_questions, rank_answers
+from blip.evaluate.vqa import (
+    ANSWER,
+    QUESTION_TOKENS,
+    QUESTION_WORDS,
+    encode_questions,
+    rank_answers,
+)
 from blip.models.blip import Blip
 from blip.models.generation import generate
 from blip.models.gradcam import grad_cam
@@ -26,19 +32,6 @@ T = TypeVar("T")
 
 # BLIP.md 1.1.
 CAPTION_WORDS, CAPTION_TOKENS = 30, 35
-QUESTION_WORDS, QUESTION_TOKENS = 50, 35
-
-ANSWER = Decoding(  # BLIP.md 5.3
-    method="beam",
-    num_beams=3,
-    top_p=1.0,
-    top_k=0,
-    repetition_penalty=1.0,
-    length_rule="reference",
-    min_length=1,
-    max_length=10,
-    batch_size=1,
-)
 
 PAIRS = 256  # of an image and a text, matched at once
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from blip.cli import evaluate, experiment, inference, k8s, models, stages
+from blip.cli import benchmarks, evaluate, experiment, inference, k8s, models, stages
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +45,7 @@ for verb in (
     inference.match,
     inference.features,
     models.convert,
+    benchmarks.reproduce,
     experiment.study,
     experiment.report,
     experiment.lineage,
@@ -54,5 +55,6 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(benchmarks.app, name="benchmark")
 app.add_typer(experiment.catalog, name="catalog")
 app.add_typer(k8s.k8s, name="k8s")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from blip.cli.evaluate import find_checkpoint
+from blip.cli.evaluation import find_checkpoint
 from blip.cli.options import PARAMS, Force, Metrics, Params, Sets, Share
 from blip.cli.stages import caption_stage
 

@@ -75,6 +75,7 @@ class Question:
         dataset: `vqa` or `vg`.
         answers: The different answers, in the order of first appearance; none in a test.
         weights: The share of people who gave each; of Visual Genome 0.2.
+        num_answers: How many people answered.
     """
 
     question_id: int
@@ -83,6 +84,7 @@ class Question:
     dataset: str
     answers: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
+    num_answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def read_questions(path: Path) -> Iterator[Question]:
     for where, row in _rows(path):
         dataset = field(row, "dataset", str, where)
         _require(dataset in ("vqa", "vg"), where, "dataset", dataset, "vqa or vg")
-        answers, weights = _answers(row, dataset, where)
+        answers, weights, num_answers = _answers(row, dataset, where)
         yield Question(
             question_id=field(row, "question_id", int, where),
             question=field(row, "question", str, where),
@@ -172,6 +174,7 @@ def read_questions(path: Path) -> Iterator[Question]:
             dataset=dataset,
             answers=answers,
             weights=weights,
+            num_answers=num_answers,
         )
 
 
@@ -225,17 +228,17 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, record {number}", row
 
 
-def _answers(row: Any, dataset: str, where: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Give the different answers and their weights."""
+def _answers(row: Any, dataset: str, where: str) -> tuple[tuple[str, ...], tuple[float, ...], int]:
+    """Give the different answers, their weights, and how many people answered."""
     if "answer" not in row:
-        return (), ()
+        return (), (), 0
     if dataset == "vg":
-        return (field(row, "answer", str, where),), (VISUAL_GENOME_WEIGHT,)
+        return (field(row, "answer", str, where),), (VISUAL_GENOME_WEIGHT,), 1
     given = field(row, "answer", list, where)
     texts = given and all(isinstance(answer, str) for answer in given)
     _require(texts, where, "answer", given, "texts, one at least")
     counts = Counter(given)  # in the order of first appearance
-    return tuple(counts), tuple(count / len(given) for count in counts.values())
+    return tuple(counts), tuple(count / len(given) for count in counts.values()), len(given)
 
 
 def _image(row: Any, where: str) -> str:

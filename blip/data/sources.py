@@ -8,11 +8,12 @@ import contextlib
 import csv
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -238,7 +239,7 @@ def _parse_parquet(path: Path) -> Iterator[SourceRecord]:
 
 def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
     """Lines of `name.jpg#0<tab>caption`."""
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         image, tab, caption = line.partition("\t")
         name, sign, index = image.rpartition("#")
         if not (tab and sign and index.isdigit()):
@@ -249,45 +250,131 @@ def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
         yield SourceRecord(name, (caption,))
 
 
-def json_items(path: Path) -> Iterator[Any]:
+def json_items(path: Path, member: str | None = None) -> Iterator[Any]:
     """Give the items of a JSON list one by one, without holding the file.
 
+    Args:
+        path: The file.
+        member: The file holds an object, and the list is this member of it; those before it are
+            held one at a time.
+
     Raises:
-        DataError: The file cannot be read, or is no list in JSON; the record is named.
+        DataError: The file cannot be read, or holds no such list; the record is named.
     """
-    number, separator = 1, "["
     with _reading(path), path.open(encoding="utf-8-sig") as file:
-        text, at = file.read(_CHUNK), 0
+        text = _JsonText(path, file)
+        if member is not None:
+            _enter_member(text, member)
+        separator = "["
+        for number in itertools.count(1):
+            item = text.take(partial(_next_item, separator=separator), f"record {number}")
+            if not item:
+                return
+            yield item[0]
+            separator = ","
+
+
+def is_json_list(path: Path) -> bool:
+    """Tell a list in JSON from an object, or from lines of them.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with _reading(path), path.open(encoding="utf-8-sig") as file:
+        return file.read(_CHUNK).lstrip().startswith("[")
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Give what stands on each line of a file, in JSON, and how errors name the line.
+
+    Raises:
+        DataError: The file cannot be read, or a line is not JSON; it is named.
+    """
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{where}: is not JSON ({error}), it begins with {line[:60]!r}: mend the file; if "
+                "it is cut short, fetch it again"
+            ) from None
+
+
+class _JsonText:
+    """A file of JSON that is read as far as the next value needs."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self.path, self._file = path, file
+        self._text, self._at = file.read(_CHUNK), 0
+
+    def take(self, parse: Callable[[str, int], tuple[T, int]], what: str) -> T:
+        """Give what `parse` finds at the place in the text, and go on behind it."""
         while True:
             try:
-                found = _next_item(text, at, separator)
+                found, self._at = parse(self._text, self._at)
+                return found
             except (ValueError, RecursionError) as error:
-                more = file.read(_CHUNK) if len(text) - at < _MAX_RECORD else ""
+                rest = self._text[self._at :]
+                more = self._file.read(_CHUNK) if len(rest) < _MAX_RECORD else ""
                 if not more:
                     raise DataError(
-                        f"{path}, record {number}: is not JSON ({error}), it begins with "
-                        f"{text[at : at + 60]!r}: mend the file; if it is cut short, fetch it again"
+                        f"{self.path}, {what}: is not JSON ({error}), it begins with "
+                        f"{rest[:60]!r}: mend the file; if it is cut short, fetch it again"
                     ) from None
-                text, at = text[at:] + more, 0
-                continue
-            if found is None:
-                return
-            item, at = found
-            yield item
-            number, separator = number + 1, ","
+                self._text, self._at = rest + more, 0
 
 
-def _next_item(text: str, at: int, separator: str) -> tuple[Any, int] | None:
-    """Give the list item behind a separator, and where it ends; None at the end of the list."""
-    at = _skip_space(text, at)
-    if separator == "," and text.startswith("]", at):
-        return None
-    if not text.startswith(separator, at):
-        raise ValueError(f"expected {separator!r}")
-    at = _skip_space(text, at + 1)
+def _enter_member(text: _JsonText, member: str) -> None:
+    """Go to the value of a member of the object that begins here."""
+    separator = "{"
+    while (name := text.take(partial(_next_name, separator=separator), member)) != member:
+        if name is None:
+            raise DataError(f"{text.path}: has no {member!r}: it is a file of something else")
+        text.take(_next_value, name)
+        separator = ","
+
+
+def _next_name(text: str, at: int, separator: str) -> tuple[str | None, int]:
+    """Give the name of the member behind a separator, and where its value begins; None at the end."""
+    if separator == ",":
+        at = _skip_space(text, at)
+        if text.startswith("}", at):
+            return None, at
+    at = _skip(text, at, separator)
+    if separator == "{" and text.startswith("}", at):
+        return None, at
+    name, at = _next_value(text, at)
+    return str(name), _skip(text, at, ":")
+
+
+def _next_item(text: str, at: int, separator: str) -> tuple[list[Any], int]:
+    """Give the list item behind a separator, and where it ends; none at the end of the list."""
+    if separator == ",":
+        at = _skip_space(text, at)
+        if text.startswith("]", at):
+            return [], at
+    at = _skip(text, at, separator)
     if separator == "[" and text.startswith("]", at):
-        return None
-    return _DECODER.raw_decode(text, at)
+        return [], at
+    item, at = _next_value(text, at)
+    return [item], at
+
+
+def _next_value(text: str, at: int) -> tuple[Any, int]:
+    """Give a value, and where it ends: before the end of the text, where a number might go on."""
+    value, at = _DECODER.raw_decode(text, _skip_space(text, at))
+    if at == len(text):
+        raise ValueError("it is cut short")
+    return value, at
+
+
+def _skip(text: str, at: int, mark: str) -> int:
+    """Give the place behind a mark and the space around it."""
+    at = _skip_space(text, at)
+    if not text.startswith(mark, at):
+        raise ValueError(f"expected {mark!r}")
+    return _skip_space(text, at + 1)
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -327,8 +414,12 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the lines that are not blank, with their numbers."""
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Give the lines that are not blank, with their numbers.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     with _reading(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -358,7 +449,7 @@ def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]
 
 
 def _keep(records: Iterable[SourceRecord], split: Path) -> Iterator[SourceRecord]:
-    wanted = {line.strip() for _, line in _read_lines(split)}
+    wanted = {line.strip() for _, line in read_lines(split)}
     return (record for record in records if record.source in wanted)
 
 

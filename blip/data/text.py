@@ -49,6 +49,11 @@ def clean_question(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
+def has_words(text: str) -> bool:
+    """Tell whether cleaning leaves anything of a text."""
+    return bool(_PUNCTUATION.sub("", text).strip())
+
+
 class Tokenizer:
     """BERT's WordPiece, lower-casing and stripping accents, with [DEC] and [ENC] appended.
 

@@ -60,12 +60,14 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255.0).sub_(mean).div_(std)
 
 
-def evaluation_resize(image: Tensor, size: int) -> Tensor:
-    """Resize (3, H, W) uint8 to (3, S, S) by Pillow's bicubic, as the reference evaluates."""
+def evaluation_resize(
+    image: Tensor, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Tensor:
+    """Resize (3, H, W) uint8 to (3, S, S) by Pillow, bicubic as the reference evaluates."""
     if image.shape[1:] == (size, size):
         return image.contiguous()
     pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
-    square = np.array(pixels.resize((size, size), Image.Resampling.BICUBIC))
+    square = np.array(pixels.resize((size, size), resample))
     return torch.from_numpy(square).permute(2, 0, 1).contiguous()
 
 

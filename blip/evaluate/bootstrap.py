@@ -5,11 +5,13 @@ N images, so that sums over images are one matrix product and nothing loops over
 Source: Efron & Tibshirani 1993, chapters 13 and 16.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from blip.metrics.agreement import roc_auc
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +54,31 @@ def mean(values: ArrayLike, weights: ArrayLike = 1.0) -> Statistic:
     return lambda draws: _divide(draws @ values, draws @ weights)
 
 
+def mean_of(parts: Sequence[Statistic]) -> Statistic:
+    """Give the statistic `plain mean of other statistics`."""
+
+    def statistic(draws: Floats) -> Floats:
+        average: Floats = np.mean([part(draws) for part in parts], axis=0)
+        return average
+
+    return statistic
+
+
+def median(values: ArrayLike) -> Statistic:
+    """Give the statistic `median of the drawn images' values`."""
+    order = np.argsort(np.asarray(values), kind="stable")
+    rising = np.asarray(values, dtype=np.float64)[order]
+
+    def statistic(draws: Floats) -> Floats:
+        reached = np.cumsum(draws[:, order], axis=1)
+        size = reached[:, -1:]
+        low, high = ((reached > place).argmax(axis=1) for place in ((size - 1) // 2, size // 2))
+        middle: Floats = (rising[low] + rising[high]) / 2
+        return middle
+
+    return statistic
+
+
 def area_under_curve(
     positive: ArrayLike, negative: ArrayLike, scores: ArrayLike, images: ArrayLike
 ) -> Statistic:
@@ -65,20 +92,10 @@ def area_under_curve(
         scores: (M) of the texts.
         images: (M) whose image each is, below N.
     """
-    order = np.argsort(np.asarray(scores), kind="stable")
-    scores, image = np.asarray(scores)[order], np.asarray(images)[order]
-    first = np.flatnonzero(np.diff(scores, prepend=-np.inf))  # of each distinct score
-    positive, negative = np.asarray(positive)[order], np.asarray(negative)[order]
-
-    def statistic(draws: Floats) -> Floats:
-        if not len(first):
-            return np.full(len(draws), np.nan)
-        above = np.add.reduceat(draws[:, image] * positive, first, axis=1)  # (S, distinct scores)
-        below = np.add.reduceat(draws[:, image] * negative, first, axis=1)
-        wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
-        return _divide(wins, above.sum(axis=1) * below.sum(axis=1))
-
-    return statistic
+    positive, scores, images = np.asarray(positive), np.asarray(scores), np.asarray(images)
+    kept = np.flatnonzero(positive | np.asarray(negative))
+    labels, scores, images = positive[kept], scores[kept], images[kept]
+    return lambda draws: roc_auc(labels, scores, draws[:, images])
 
 
 def intervals(

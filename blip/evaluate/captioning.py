@@ -5,6 +5,8 @@ evaluated images; resampling images leaves them as they are.
 """
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,7 @@ from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.files import write_json
-from blip.metrics.captions import MAX_ORDER, BleuCounts, Corpus, bleu
-from blip.metrics.ptb import tokenize
+from blip.metrics.captions import MAX_ORDER, BleuCounts, Corpus, bleu, tokenized_captions
 from blip.models.device import autocast
 from blip.models.generation import generate, seeded_generator
 from blip.progress import Progress
@@ -101,10 +102,8 @@ def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> d
 
 def score_captions(captions: dict[str, str], references: dict[str, list[str]]) -> pa.Table:
     """Score the captions of the images that have references, both by key: a `PER_IMAGE` table."""
-    corpus = Corpus(
-        [tokenize(captions[key]) for key in references],
-        [[tokenize(text) for text in texts] for texts in references.values()],
-    )
+    hypotheses = [captions[key] for key in references]
+    corpus = Corpus(*tokenized_captions(hypotheses, list(references.values())))
     counts = corpus.bleu_counts()
     return pa.table(
         {
@@ -119,20 +118,25 @@ def score_captions(captions: dict[str, str], references: dict[str, list[str]]) -
     )
 
 
-def statistics(per_image: pa.Table) -> dict[str, Statistic]:
-    """Give the metrics of a `PER_IMAGE` table, times 100, as statistics over its images."""
+def statistics(per_image: pa.Table, orders: Sequence[int] = (MAX_ORDER,)) -> dict[str, Statistic]:
+    """Give the metrics of a `PER_IMAGE` table, times 100, as statistics over its images.
+
+    Args:
+        per_image: Of the images.
+        orders: Of the n-grams, up to which there is a BLEU each.
+    """
     matches = np.array(per_image["matches"].to_pylist(), dtype=np.float64)
     length = per_image["length"].to_numpy().astype(np.float64)
     reference_length = per_image["reference_length"].to_numpy().astype(np.float64)
     possible = np.maximum(0.0, length[:, None] - np.arange(MAX_ORDER))
 
-    def bleu4(draws: Floats) -> Floats:
+    def bleu_of(draws: Floats, order: int) -> Floats:
         sums = (draws @ column for column in (matches, possible, length, reference_length))
-        scores: Floats = 100.0 * bleu(BleuCounts(*sums))[:, -1]
+        scores: Floats = 100.0 * bleu(BleuCounts(*sums))[:, order - 1]
         return scores
 
     return {
-        "bleu4": bleu4,
+        **{f"bleu{order}": partial(bleu_of, order=order) for order in orders},
         "cider": mean(100.0 * per_image["cider"].to_numpy()),
         "rouge_l": mean(100.0 * per_image["rouge_l"].to_numpy()),
     }

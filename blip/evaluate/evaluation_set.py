@@ -1,7 +1,7 @@
 """The images and texts to measure on: a dataset version, or a benchmark's own annotation file."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from blip.data.loader import ahead
 from blip.data.shards import OpenImages
 from blip.data.tasks import read_photo
 from blip.data.transforms import evaluation_resize, normalise
-from blip.errors import ConfigError
+from blip.errors import ConfigError, DataError
 from blip.files import digest_file
+from blip.metrics.ids import name_some
 
 THREADS = 4  # that decode, while the model works on the batch before
 
@@ -130,6 +131,19 @@ def open_evaluation_set(data: Path, photos: Path | None = None) -> EvaluationSet
     for text, owner in zip(found.texts, found.owner, strict=True):
         own[owner].append(text)
     return EvaluationSet(data, found.images, own, [photos / image for image in found.images])
+
+
+def require_photos(photos: Iterable[Path]) -> None:
+    """See that photos are there, before hours are spent on those that are.
+
+    Raises:
+        DataError: Some are not; they are named.
+    """
+    missing = [photo for photo in photos if not photo.is_file()]
+    if missing:
+        raise DataError(
+            f"photos are missing: {name_some(missing)}: name the folder that they lie in by --photos"
+        )
 
 
 def photo_batches(photos: Sequence[Path], size: int, batch_size: int) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from blip.config import Config
 from blip.data.text import Tokenizer, clean_caption
 from blip.distributed import Team, rank
 from blip.errors import ConfigError, DataError
-from blip.evaluate.bootstrap import Floats, Statistic, mean
+from blip.evaluate.bootstrap import Statistic, mean, mean_of
 from blip.evaluate.evaluation_set import EvaluationSet
 from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
@@ -115,9 +115,9 @@ def statistics(per_image: pa.Table) -> dict[str, Statistic]:
         hits = [100.0 * sum(rank < cut for rank in ranks) for ranks in lists]
         found[f"tr_r{cut}"] = mean(100.0 * (tr_rank < cut) * (texts > 0), texts > 0)
         found[f"ir_r{cut}"] = mean(hits, texts)
-    found["tr_mean"] = _average([found[f"tr_r{cut}"] for cut in CUTS])
-    found["ir_mean"] = _average([found[f"ir_r{cut}"] for cut in CUTS])
-    found["r_mean"] = _average([found["tr_mean"], found["ir_mean"]])
+    found["tr_mean"] = mean_of([found[f"tr_r{cut}"] for cut in CUTS])
+    found["ir_mean"] = mean_of([found[f"ir_r{cut}"] for cut in CUTS])
+    found["r_mean"] = mean_of([found["tr_mean"], found["ir_mean"]])
     return found
 
 
@@ -264,11 +264,3 @@ def _lists(values: Integers, owner: Integers, num_images: int) -> list[list[int]
     for value, image in zip(values.tolist(), owner.tolist(), strict=True):
         lists[image].append(value)
     return lists
-
-
-def _average(parts: list[Statistic]) -> Statistic:
-    def statistic(draws: Floats) -> Floats:
-        average: Floats = np.mean([part(draws) for part in parts], axis=0)
-        return average
-
-    return statistic

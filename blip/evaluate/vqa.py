@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from blip.config import Decoding
 from blip.models.blip import Blip
 from blip.models.matching import Texts
 from blip.models.med import Memory
@@ -13,6 +14,21 @@ from blip.models.prefixes import find_prefixes
 TOKENS_AT_ONCE = 4096  # of answers that are decoded together: bounds the memory
 STATES_AT_ONCE = 128  # of which the language head writes logits: what a cache holds
 LABEL_SMOOTHING = 0.1  # the reference scores with the loss that it trains with
+
+# BLIP.md 1.1 and 5.3.
+QUESTION_WORDS, QUESTION_TOKENS = 50, 35
+
+ANSWER = Decoding(  # BLIP.md 5.3
+    method="beam",
+    num_beams=3,
+    top_p=1.0,
+    top_k=0,
+    repetition_penalty=1.0,
+    length_rule="reference",
+    min_length=1,
+    max_length=10,
+    batch_size=1,
+)
 
 
 class RankedAnswers(NamedTuple):
@@ -31,20 +47,35 @@ class RankedAnswers(NamedTuple):
     best: Tensor
 
 
-@torch.inference_mode()
 def encode_questions(model: Blip, image_tokens: Tensor, questions: Texts) -> Memory:
     """Make the memory that answers are read from: question states, grounded in the image.
 
     Args:
         model: A model with the parts `vqa`.
         image_tokens: (B, N, D) from `encode_image`, or (B, F * N, D) of videos.
-        questions: B cleaned and tokenised questions.
+        questions: P cleaned and tokenised questions, as many about each image; those of an image
+            stand together.
     """
-    device = image_tokens.device
-    ids, mask = questions.token_ids.to(device), questions.mask.to(device)
-    states = model.encode_pairs(
-        ids, mask, model.project_images(image_tokens, ids.numel() // len(image_tokens))
-    )
+    readers = questions.token_ids.numel() // len(image_tokens)
+    return ground_questions(model, model.project_images(image_tokens, readers), questions)
+
+
+@torch.inference_mode()
+def ground_questions(
+    model: Blip, images: Memory, questions: Texts, image_index: Tensor | None = None
+) -> Memory:
+    """Make the memory that answers are read from, of images that were projected before.
+
+    Args:
+        model: A model with the parts `vqa`.
+        images: `project_images` of B images.
+        questions: P cleaned and tokenised questions.
+        image_index: (P,) the image of each; `None` where those of an image stand together.
+    """
+    ids, mask = questions.token_ids.to(images.device), questions.mask.to(images.device)
+    if image_index is not None:
+        image_index = image_index.to(images.device)
+    states = model.encode_pairs(ids, mask, images, image_index)
     return model.project_questions(states, mask)
 
 

@@ -257,14 +257,23 @@ def pin_data(folder: Path, made_from: str) -> None:
                 f"library of its behaves differently here; delete {pin} to accept them"
             )
         return
-    _pin(folder, made_from)
+    _pin(folder, {MADE_FROM: made_from})
+
+
+def pin_file(path: Path) -> bool:
+    """Have a `.dvc` file pin fetched data; False where they lie outside of a DVC project."""
+    root, place = Path.cwd(), path.resolve()
+    if not ((root / ".dvc").is_dir() and place.is_relative_to(root)):
+        return False
+    _pin(place, None)
+    return True
 
 
 @_through_dvc
-def _pin(folder: Path, made_from: str) -> None:
+def _pin(path: Path, meta: Mapping[str, str] | None) -> None:
     with _open() as repo:
-        (stage,) = repo.add(str(folder))
-        stage.meta = {MADE_FROM: made_from}
+        (stage,) = repo.add(str(path))
+        stage.meta = meta
         stage.dump()
 
 

@@ -11,11 +11,13 @@ the evaluated images).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from blip.metrics.ptb import tokenize
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -134,7 +136,7 @@ class Corpus:
     def _cosines(self, ngrams: "_Ngrams") -> Floats:
         """Give for every reference its clipped tf-idf cosine with the hypothesis; 0 for those."""
         references = ngrams.take(ngrams.caption >= self.num_images)
-        documents = np.unique(self._image[references.caption] * ngrams.size + references.gram)
+        documents = _distinct(self._image[references.caption] * ngrams.size + references.gram)
         frequency = np.bincount(documents % ngrams.size, minlength=ngrams.size)
         rarity = np.log(self.num_images) - np.log(np.maximum(1, frequency))
         weights = ngrams.count * rarity[ngrams.gram]
@@ -158,6 +160,14 @@ class Corpus:
         at = np.searchsorted(ours, theirs)
         found = np.append(ours, -1)[at] == theirs
         return hypothesis, reference.take(found), at[found]
+
+
+def tokenized_captions(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Tokenise captions as the official tool does: hypotheses and references are one text each."""
+    words = iter(tokenize([text for texts in references for text in texts]))
+    return tokenize(hypotheses), [list(islice(words, len(texts))) for texts in references]
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,12 @@ def _count_ngrams(captions: list[list[str]], lengths: Integers) -> list[_Ngrams]
         keys, count = np.unique(caption[start] * max(size, 1) + grams, return_counts=True)
         orders.append(_Ngrams(max(size, 1), keys // max(size, 1), keys % max(size, 1), count))
     return orders
+
+
+def _distinct(numbers: Integers) -> Integers:
+    """Give each number once, as np.unique does; sorting takes a fifth of the time of its hashing."""
+    ordered = np.sort(numbers)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]]
 
 
 def _sum_by(group: Integers, values: Floats, size: int) -> Floats:

@@ -1,55 +1,157 @@
 """Penn Treebank tokens of captions, as the caption metrics count them, without Java.
 
-The published scores tokenise with Stanford's PTBTokenizer, lower-case, and drop punctuation tokens
-(pycocoevalcap). Here are its rules that captions meet: clitics (`it 's`, `do n't`), a final period
-apart from abbreviations, brackets as words, numbers, hyphens and slashes inside words. What they
-do not name (emoticons, rare abbreviations, signs for fractions) is split at the sign.
+The published scores tokenise with Stanford's PTBTokenizer 3.4.1, a caption a line, lower-case, and
+drop punctuation tokens (pycocoevalcap). So does this, by the same rules (`blip.metrics.ptb_rules`).
 """
 
-import html
 import re
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
 
-DROPPED = frozenset(['"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+from blip.metrics.lexing import Lexer, Rule
+from blip.metrics.ptb_rules import NAMES, TOKENS, TWINS, Kind, Token, classes
 
-_SIGNS = str.maketrans(
+_LONG = ("---", "----")  # become a dash for the official tool; longer rows stay as they are
+DROPPED = frozenset(
+    ("", "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", *_LONG)
+)
+
+_UNKNOWN = Token("", kind="skip")
+_SIGNS = {
+    **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
+    **{"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3"},
+    **{"\u00a2": "cents", "\u00a3": "#"},
+    **dict.fromkeys("\u0080\u00a4\u20a0\u20ac", "$"),
+}
+_QUOTES = str.maketrans(
     {
-        "\u201c": '"',
-        "\u201d": '"',
-        "\u2018": "'",
-        "\u2019": "'",
-        "\u2013": "--",
-        "\u2014": "--",
-        "\u2026": "...",
+        **dict.fromkeys("\u0091\u2018\u201b\u2039", "`"),
+        **dict.fromkeys("\u0092\u2019\u203a", "'"),
+        **dict.fromkeys("\u0093\u201c\u00ab", "``"),
+        '"': "''",
+        **dict.fromkeys("\u0094\u201d\u00bb", "''"),
     }
 )
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-
-_ABBREVIATIONS = (
-    "mr|mrs|ms|dr|st|jr|sr|prof|gen|col|capt|lt|sgt|rev|hon|inc|co|corp|ltd|bros|vs|etc|ave|blvd|rd"
-    "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|dept|mt|ft|est"
-)
-_LETTER = r"[^\W\d_]"
-_CLITIC = r"'(?:s|m|d|ll|re|ve)(?!\w)"
-_TOKEN = re.compile(
-    rf"""
-      https?://[^\s"]+ | www\.[^\s"]+ | [\w.+-]+@[\w-]+(?:\.[\w-]+)+    # addresses
-    | {_LETTER}(?:\.{_LETTER})+(?!\w)\.? | {_LETTER}\.(?!\w)           # u.s., p.m., j.
-    | (?:{_ABBREVIATIONS})\.(?!\w)
-    | can(?=not(?!\w)) | (?<=can)not(?!\w)
-    | (?:gon|wan)(?=na(?!\w)) | (?:got)(?=ta(?!\w)) | (?:gim|lem)(?=me(?!\w))
-    | (?:{_LETTER}|-)+?(?=n't(?!\w)) | n't(?!\w)                        # do n't
-    | {_CLITIC} | 'n'(?!\w)
-    | \d+(?:[.,:/-]\d+)+ | \.\d+                                        # 1,000  12:30  3/4
-    | (?-i:[A-Z]+&[A-Z]+)                                               # AT&T
-    | @?\w+(?:'(?!(?:s|m|d|ll|re|ve|t)(?!\w))\w+|[-/]+\w+)*             # words, t-shirt, o'clock
-    | \.\.\.+ | --+ | [?!]{{2,}} | ``|'' | [^\w\s]
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
+_BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0"})
+_BEYOND = re.compile("[\U00010000-\U0010ffff]")
+_ENTITY = re.compile("&amp;|&lt;|&gt;", re.IGNORECASE)
+_ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">"}
 
 
-def tokenize(caption: str) -> str:
-    """Give a caption's tokens, lower-case, without punctuation, separated by single spaces."""
-    text = html.unescape(caption).translate(_SIGNS)
-    found = (match.group().lower() for match in _TOKEN.finditer(text))
-    return " ".join(_BRACKETS.get(token, token) for token in found if token not in DROPPED)
+def tokenize(captions: Sequence[str]) -> list[str]:
+    """Give each caption's tokens, lower-case, without punctuation, separated by single spaces.
+
+    The captions are one text, a line each, as for the official tool: what the last dot of one means
+    may depend on how the next begins. (A line break in a caption counts as a space. At one that is
+    not a newline the official tool begins a caption, and gives all behind it to the wrong images.)
+    """
+    lines = [_units(caption.replace("\n", " ")) for caption in captions]
+    found = [_quickly(line) for line in lines[:-1]] + [None] * bool(lines)
+    text = "\n".join(lines)
+    starts = accumulate((len(line) + 1 for line in lines), initial=0)
+    return [
+        _slowly(text, start, start + len(line)) if tokens is None else tokens
+        for line, tokens, start in zip(lines, found, starts, strict=False)
+    ]
+
+
+def _quickly(line: str) -> str | None:
+    """Give the tokens of a line that another one follows, if they are known word for word."""
+    head, space, _ = line.rstrip(" ").rpartition(" ")
+    words = [*map(_inside, head.split(" ")), _ending(line[len(head) + len(space) :])]
+    return None if None in words else " ".join(filter(None, words))
+
+
+@lru_cache(maxsize=1 << 17)
+def _inside(word: str) -> str | None:
+    return _settled(word, " ")
+
+
+@lru_cache(maxsize=1 << 17)
+def _ending(word: str) -> str | None:
+    return _settled(word, "\n")
+
+
+def _settled(word: str, behind: str) -> str | None:
+    """Give the tokens of a word before a space or a line end, if nothing around them has a say."""
+    if word[:1].isspace():  # one with the space before it
+        return None
+    kept = []
+    for token, _, read in _scan(word + behind, 0, len(word)):
+        if read > len(word) + 1:
+            return None
+        if token not in DROPPED:
+            kept.append(token)
+    if kept and kept[-1] != kept[-1].rstrip():  # which is lost at the end of a line
+        return None
+    return " ".join(kept)
+
+
+def _slowly(text: str, start: int, stop: int) -> str:
+    """Give the tokens of the line of a text that begins and ends at these places."""
+    tokens = []
+    for token, end, _ in _scan(text, start, stop):
+        if end > stop:  # a tag that is not closed on its line: let it not take the next one
+            return _slowly(text[start:stop], 0, stop - start)
+        if token:
+            tokens.append(token)
+    line = " ".join(tokens).rstrip().split(" ")
+    return " ".join(token for token in line if token not in DROPPED)
+
+
+def _scan(text: str, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+    """Give tokens that begin before a place: as written, their ends, and how far was read."""
+    lexer, at = _lexer(), start
+    while at < stop:
+        rule, end, read = lexer.match(text, at)
+        token = TOKENS[rule] if rule >= 0 else _UNKNOWN
+        yield _written(text[at:end], token.kind, token.back), end - token.back, read
+        at = end - token.back
+
+
+@cache
+def _lexer() -> Lexer:
+    rules = [Rule(token.pattern, token.following) for token in TOKENS]
+    return Lexer(rules, NAMES, classes(), TWINS)
+
+
+def _written(text: str, kind: Kind, back: int) -> str:
+    """Give the token that a text of this kind becomes."""
+    match kind:
+        case "skip":
+            text = ""
+        case "plain":
+            text = text[: len(text) - back]
+        case "word":
+            text = text.replace("\u00ad", "") or "-"
+        case "quotes":
+            text = text.replace("&apos;", "'").replace("&quot;", "''").translate(_QUOTES)
+        case "entity":
+            text = _ENTITY.sub(lambda found: _ENTITIES[found[0].lower()], text)
+        case "spaced":
+            text = text.replace(" ", "\u00a0")
+        case "phone":
+            text = text.translate(_BRACKETS)
+        case "sign":
+            text = _SIGNS.get(text, text)
+        case "initial" if len(text) == 2:
+            text = text[:1]
+    return _characters(text).lower()
+
+
+def _units(text: str) -> str:
+    """Write characters beyond the first 65,536 as two, as Java has them."""
+    return text if text.isascii() else _BEYOND.sub(_halves, text)
+
+
+def _halves(found: re.Match[str]) -> str:
+    above = ord(found[0]) - 0x10000
+    return chr(0xD800 + (above >> 10)) + chr(0xDC00 + (above & 0x3FF))
+
+
+def _characters(units: str) -> str:
+    """Undo `_units`."""
+    if units.isascii():
+        return units
+    return units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

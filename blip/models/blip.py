@@ -159,6 +159,18 @@ class Blip(nn.Module):
         stack = self.text_decoder if self.parts == "captioning" else self.text_encoder
         return stack.project(image_tokens, num_readers=num_readers)
 
+    def project_captioned(self, image_tokens: Tensor, states: Tensor, mask: Tensor) -> Memory:
+        """Make a memory of images and what was said of each, for `match` (VisDial, BLIP.md 5.5).
+
+        Args:
+            image_tokens: (B, N, D).
+            states: (B, L, D) of the texts alone, from `encode_text`.
+            mask: (B, L), nonzero at tokens.
+        """
+        seen = mask.new_ones(image_tokens.shape[:2])
+        both = torch.cat([image_tokens, states.to(image_tokens.dtype)], dim=1)
+        return self.text_encoder.project(both, torch.cat([seen, mask], dim=1))
+
     def project_questions(self, states: Tensor, mask: Tensor) -> Memory:
         """Make the memory that the decoder of `vqa` reads.
 
@@ -204,9 +216,20 @@ class Blip(nn.Module):
         hidden = self.encode_pairs(token_ids, mask, memory, image_index, pooled=True)
         return self.match_head(hidden[:, 0])
 
-    def classify(self, token_ids: Tensor, mask: Tensor, memory: Memory) -> Tensor:
-        """Judge statements about two images: (B, 2) logits, index 1 for true (NLVR2)."""
-        return self.classifier(self.encode_pairs(token_ids, mask, memory, pooled=True)[:, 0])
+    def classify(
+        self,
+        token_ids: Tensor,
+        mask: Tensor,
+        memory: Memory,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Judge statements about two images (NLVR2), with the arguments of `encode_pairs`.
+
+        Returns:
+            (P, 2) logits, index 1 for true.
+        """
+        hidden = self.encode_pairs(token_ids, mask, memory, image_index, pooled=True)
+        return self.classifier(hidden[:, 0])
 
     def decode(
         self,

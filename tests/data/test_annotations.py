@@ -78,6 +78,8 @@ def test_answers_keep_their_order_and_weigh_their_share(write: Callable[[Any], P
     assert people.answers[0] == "yes"
     assert (one.answers, one.weights) == (("street sign",), (0.2,))
     assert (none.answers, none.weights) == ((), ())
+    counts = [question.num_answers for question in (people, one, none)]
+    assert counts == [len(QUESTION["answer"]), 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from blip.config import Source
 from blip.data import sources
-from blip.data.sources import ImageStore, SourceRecord, is_safe, read_records
+from blip.data.sources import ImageStore, SourceRecord, is_safe, json_items, read_records
 from blip.data.tar import TarWriter
 from blip.errors import DataError
 
@@ -300,3 +300,35 @@ def test_collections_at_hand(shared: Path) -> None:
     assert [SourceRecord(f"images/{r.source}", r.captions) for r in tokens] == blip
     coco = list(read_records(source(data / "coco_photos" / "captions.json", "coco")))
     assert (len(coco), sum(len(r.captions) for r in coco)) == (76, 380)
+
+
+MEMBER = '{"info": {"year": [1, 2]}, "n": 12, "rows": [{"a": 1}, null, "s", 12, 345], "later": 1}'
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
+def test_a_list_within_an_object_is_read_item_by_item(
+    tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the text is cut for reading: a number that is cut is not two."""
+    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    (tmp_path / "file").write_text(MEMBER)
+    assert list(json_items(tmp_path / "file", "rows")) == [{"a": 1}, None, "s", 12, 345]
+    (tmp_path / "file").write_text("[12, 345]")
+    assert list(json_items(tmp_path / "file")) == [12, 345]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "has no 'rows'"),
+        ('{"info": 1}', "has no 'rows'"),
+        ("[1]", r"expected '\{'"),
+        ('{"rows": {}}', r"expected '\['"),
+        ('{"rows": [1, 2', "record 2: .*cut short"),
+        ('{"rows" [1]}', "expected ':'"),
+    ],
+)
+def test_no_list_within_an_object(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "file").write_text(content)
+    with pytest.raises(DataError, match=message):
+        list(json_items(tmp_path / "file", "rows"))

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blip.data.text import Tokenizer, clean_caption, clean_question, train_vocabulary
+from blip.data.text import (
+    Tokenizer,
+    clean_caption,
+    clean_question,
+    has_words,
+    train_vocabulary,
+)
 from blip.errors import ConfigError, DataError
 
 CAPTIONS = [
@@ -40,6 +46,12 @@ def test_cleaning_again_changes_nothing(text: str, max_words: int) -> None:
     assert len(once.split(" ")) <= max_words
     assert not set(once) & set('.!"()*#:;~')
     assert clean_caption(once, max_words) == clean_caption(once.lower(), max_words)
+
+
+@given(st.text(alphabet="a .!()\t\n?", max_size=6))
+def test_a_text_has_words_if_cleaning_leaves_some(text: str) -> None:
+    assert has_words(text) == bool(clean_caption(text, 99).strip())
+    assert has_words(text) == bool(clean_question(text, 99).strip())
 
 
 def test_padding_to_the_longest(tokenizer: Tokenizer) -> None:

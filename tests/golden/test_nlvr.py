@@ -53,6 +53,17 @@ def test_logits_loss_and_gradients(prepared, worst_difference):
     assert worst_difference(gradients, reference.under("grad/")) < TOLERANCE  # measured: 7.1e-7
 
 
+@torch.inference_mode()
+def test_logits_of_statements_in_any_order(prepared):
+    """Statements name their images, which were projected before; one stands twice."""
+    reference, model, images = prepared("nlvr")
+    order = torch.tensor([2, 0, 1, 0])
+    ids, mask = reference["in/input_ids"][order], reference["in/attention_mask"][order]
+    logits = model.classify(ids, mask, model.project_images(model.encode_images(images)), order)
+    expected = reference["out/logits"][order]  # measured: 8.4e-7
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
 def test_logits_of_a_model_begun_from_one_image(prepared):
     reference, model, images = prepared("nlvr_from_base")
     ids, mask = reference["in/input_ids"], reference["in/attention_mask"]

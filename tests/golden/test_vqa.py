@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blip import config
 from blip.batch import QuestionBatch
-from blip.evaluate.vqa import encode_questions, rank_answers
+from blip.evaluate.vqa import encode_questions, ground_questions, rank_answers
 from blip.models.generation import beam_search
 from blip.models.matching import Texts
 from blip.objectives import Position
@@ -112,6 +112,22 @@ def test_ranking(prepared):
         scores = expected["log_prob_sum"].gather(1, their_order)
         ours = ranked.scores.gather(1, order)  # measured: 7.6e-6, of sums up to 40
         torch.testing.assert_close(ours, scores, atol=TOLERANCE, rtol=1e-6)
+
+
+def test_ranking_of_questions_in_any_order(prepared):
+    """Questions name their images, which were projected before; one is asked twice."""
+    reference, model = prepared("vqa")
+    images = model.project_images(model.encode_image(reference["in/pixel_values"]))
+    order = torch.tensor([2, 0, 1, 0])
+    asked = Texts(reference["in/question_ids"][order], reference["in/question_mask"][order])
+    answers = Texts(reference["in/candidate_ids"], reference["in/candidate_mask"])
+    memory = ground_questions(model, images, asked, order)
+    expected = reference.under("rank_k5/")
+    ranked = rank_answers(model, memory, answers, 5)
+    assert ranked.best.tolist() == expected["best_id"][order].tolist()
+    scores = expected["log_prob_sum"][order].sort(dim=1).values
+    ours = ranked.scores.sort(dim=1).values  # measured: 3.4e-6, of sums up to 40
+    torch.testing.assert_close(ours, scores, atol=TOLERANCE, rtol=1e-6)
 
 
 @torch.inference_mode()

@@ -120,12 +120,24 @@ class MlflowServer:
         """Log some captions of a dataset version as a table with their images."""
         from blip.integrations.tracking.caption_table import TABLE, write_caption_table
 
-        place = f"{folder}/{TABLE}" if folder else TABLE
         with self._asking(run_id), tempfile.TemporaryDirectory() as files:
             write_caption_table(dataset, folder, Path(files))
-            self._client.log_artifacts(run_id, files, folder or None)
-            tables = json.dumps([{"path": place, "type": "table"}])
-            self._client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
+            self._log_table(run_id, Path(files), TABLE, folder)
+
+    def log_examples(self, run_id: str, source: Path, folder: str) -> None:
+        """Log what an evaluation found example by example as a table."""
+        from blip.integrations.tracking.example_table import TABLE, write_example_table
+
+        with self._asking(run_id), tempfile.TemporaryDirectory() as files:
+            write_example_table(source, Path(files))
+            self._log_table(run_id, Path(files), TABLE, folder)
+
+    def _log_table(self, run_id: str, files: Path, table: str, folder: str) -> None:
+        """Log a table and what it shows; a run has one."""
+        self._client.log_artifacts(run_id, str(files), folder or None)
+        place = f"{folder}/{table}" if folder else table
+        tables = json.dumps([{"path": place, "type": "table"}])
+        self._client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
 
     def log_artifact(self, run_id: str, path: Path, folder: str) -> None:
         """Log a file or a folder's content under a folder of the run's artifacts."""

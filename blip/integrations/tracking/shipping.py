@@ -188,14 +188,17 @@ class _Shipment:
         shipped.time = event["time"]
 
     def _artifact(self, event: dict[str, Any]) -> None:
-        """Log a file or folder; of a dataset version, a table of some captions and images."""
+        """Log a file or folder; of a dataset version or an evaluation, a table of what is in it."""
         from blip.data.dataset import MANIFEST
+        from blip.integrations.tracking.example_table import SOURCE
 
         path, folder = _settled(Path(event["path"])), event["folder"]
         if not path.exists():
             log.warning("%s: %s is gone; it cannot be logged", self.folder.name, path)
         elif (path / MANIFEST).exists():
             self.server.log_captions(self.shipped.run_id, path, folder)
+        elif path.name == SOURCE:
+            self.server.log_examples(self.shipped.run_id, path, folder)
         else:
             self.server.log_artifact(self.shipped.run_id, path, folder)
             if f"{folder}/".startswith(RESULTS) and self.shipped.experiment_run_id:

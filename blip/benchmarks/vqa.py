@@ -1,0 +1,357 @@
+"""VQA v2: a model that answers questions about photos, or answers that are there, scored officially.
+
+BLIP.md 5.3. Questions come as the benchmark has them (`v2_OpenEnded_mscoco_*_questions.json`, with
+the answers of people in `v2_mscoco_*_annotations.json`) or as salesforce/BLIP does
+(`vqa_val.json`, `vqa_test.json`). Where nobody's answers are told, as in a test, there is a
+submission for the server and no score.
+"""
+
+import logging
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from blip.config import Config
+from blip.data.annotations import Question, read_answer_list, read_questions
+from blip.data.sources import field, is_json_list, json_items
+from blip.data.tasks import MAX_ANSWER_TOKENS
+from blip.data.text import Tokenizer, clean_question, has_words
+from blip.errors import CheckpointError, DataError
+from blip.evaluate.bootstrap import Statistic, mean
+from blip.evaluate.evaluation_set import photo_batches, require_photos
+from blip.evaluate.network import Network, open_network
+from blip.evaluate.results import report
+from blip.evaluate.vqa import (
+    ANSWER,
+    QUESTION_TOKENS,
+    QUESTION_WORDS,
+    ground_questions,
+    rank_answers,
+)
+from blip.files import read_json, write_json
+from blip.metrics.ids import name_some, require_one_each
+from blip.metrics.vqa import Asked, score, summarise
+from blip.models.device import autocast
+from blip.models.generation import generate
+from blip.models.matching import Texts
+from blip.models.med import Memory
+from blip.progress import Progress
+from blip.tracker import Tracker
+
+log = logging.getLogger(__name__)
+
+TASK = "vqa"
+RANKED = 128  # answers of the list that are scored in full (BLIP.md 5.3)
+
+PER_QUESTION = pa.schema(
+    [
+        pa.field("question_id", pa.int64(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("accuracy", pa.float64()),  # 0 to 1; null where people's answers are not told
+        pa.field("question_type", pa.string(), nullable=False),
+        pa.field("answer_type", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions about photos.
+
+    Attributes:
+        source: The file, for messages.
+        questions: In the order of the file.
+        asked: What people answered, in the order of their file; `None` where it is not told.
+    """
+
+    source: Path
+    questions: Sequence[Question]
+    asked: Sequence[Asked] | None
+
+
+def open_questions(data: Path, annotations: Path | None = None) -> QuestionSet:
+    """Read questions, with the answers that are told.
+
+    Args:
+        data: The official questions, or a list as salesforce/BLIP has it.
+        annotations: The official answers to the official questions.
+
+    Raises:
+        DataError: A file cannot be read or breaks a rule, or the two are not of the same questions.
+    """
+    questions = list(_blip_questions(data) if is_json_list(data) else _official_questions(data))
+    if not questions:
+        raise DataError(f"{data}: holds no question: fetch it again")
+    ids = [question.question_id for question in questions]
+    require_one_each(ids, ids, data, data)
+    for question in questions:
+        if not has_words(question.question):
+            raise DataError(
+                f"{data}: question {question.question_id} is {question.question!r}, it must say "
+                "something: mend or remove the record"
+            )
+    if annotations is None and not any(question.answers for question in questions):
+        return QuestionSet(data, questions, None)
+    asked = read_asked(annotations or data)
+    require_one_each((q.question_id for q in asked), ids, annotations or data, data)
+    return QuestionSet(data, questions, asked)
+
+
+def read_asked(path: Path) -> list[Asked]:
+    """Read what people answered: the official annotations, or a list as salesforce/BLIP has it.
+
+    Raises:
+        DataError: The file cannot be read, breaks a rule, or tells no answers.
+    """
+    asked = list(_blip_answers(path) if is_json_list(path) else _official_answers(path))
+    if not asked:
+        raise DataError(f"{path}: holds no question: fetch it again")
+    ids = [question.question_id for question in asked]
+    require_one_each(ids, ids, path, path)
+    return asked
+
+
+def evaluate_vqa(
+    config: Config,
+    checkpoint: Path,
+    questions: QuestionSet,
+    photos: Path,
+    answers: Path | None,
+    out: Path,
+    tracker: Tracker,
+) -> None:
+    """Let a model answer questions, and score it where people's answers are told.
+
+    Writes `submission.json` as the server wants it, and what `score_vqa` writes.
+
+    Args:
+        config: `evaluate` is read.
+        checkpoint: Of a model with the parts `vqa`.
+        questions: What to ask.
+        photos: The folder that the names of the photos are relative to.
+        answers: The list to choose from, by rank; `None` lets the model write.
+        out: The folder to write into.
+        tracker: Told the metrics.
+
+    Raises:
+        DataError: A photo is missing or cannot be decoded, or a file breaks a rule.
+    """
+    candidates = None if answers is None else read_answer_list(answers)
+    require_photos(photos / name for name in dict.fromkeys(q.image for q in questions.questions))
+    network = open_network(checkpoint, "vqa", config.threads)
+    said = answer_questions(network, config, questions.questions, photos, candidates)
+    ids = [question.question_id for question in questions.questions]
+    rows = [{"question_id": question_id, "answer": said[question_id]} for question_id in ids]
+    write_json(out / "submission.json", rows)
+    asked, accuracies = questions.asked, None
+    if asked is None:
+        log.warning(
+            "%s tells no answers of people: there is a submission and no score", questions.source
+        )
+        asked = [Asked(question.question_id, ()) for question in questions.questions]
+    else:
+        accuracies = score(said.items(), asked, checkpoint, questions.source)
+    _report(config, said, asked, accuracies, out, tracker)
+
+
+def score_vqa(
+    config: Config, predictions: Path, asked: Sequence[Asked], out: Path, tracker: Tracker
+) -> None:
+    """Score answers that are there.
+
+    Writes `accuracy.json`, which is the official summary, `metrics.json` with bootstrap intervals
+    over questions, and `per_example.parquet` (`PER_QUESTION`).
+
+    Args:
+        config: `evaluate` says how to resample.
+        predictions: `[{"question_id", "answer"}]`, as the server takes it.
+        asked: What people answered.
+        out: The folder to write into.
+        tracker: Told the metrics.
+
+    Raises:
+        DataError: The file breaks a rule, or the predictions are not one for each question.
+    """
+    pairs = list(_read_predictions(predictions))
+    accuracies = score(pairs, asked, predictions, "the annotations")
+    _report(config, dict(pairs), asked, accuracies, out, tracker)
+
+
+@torch.inference_mode()
+def answer_questions(
+    network: Network,
+    config: Config,
+    questions: Sequence[Question],
+    photos: Path,
+    candidates: Sequence[str] | None,
+) -> dict[int, str]:
+    """Answer questions, those about a photo together: it is encoded and projected once.
+
+    Args:
+        network: A model with the parts `vqa`.
+        config: `evaluate` gives how many photos, and questions, are read at once.
+        questions: In any order.
+        photos: The folder of the photos.
+        candidates: Answers to choose from; `None` lets the model write.
+
+    Returns:
+        Answers, by question id.
+
+    Raises:
+        CheckpointError: A score is not a number.
+    """
+    model, tokenizer, device = network
+    by_photo: defaultdict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_photo[question.image].append(question)
+    names, size = list(by_photo), config.evaluate.batch_size
+    choose = None if candidates is None else _Chooser(network, candidates)
+    progress = Progress("answering", len(questions), "questions")
+    answers: dict[int, str] = {}
+    batches = photo_batches([photos / name for name in names], model.image_size, size)
+    for start, pixels in zip(range(0, len(names), size), batches, strict=True):
+        own = [by_photo[name] for name in names[start : start + size]]
+        asked = [question for each in own for question in each]
+        owner = torch.repeat_interleave(torch.tensor([len(each) for each in own]))
+        texts = _encode(tokenizer, asked)
+        readers = max(map(len, own)) * texts.token_ids.shape[1]
+        with autocast(device, config.evaluate.precision):
+            images = model.project_images(model.encode_image(pixels.to(device)), readers)
+            for places, ids, mask in texts.batches(torch.arange(len(asked)), size):
+                grounded = ground_questions(model, images, Texts(ids, mask), owner[places])
+                said = _write(network, grounded) if choose is None else choose(grounded)
+                for place, answer in zip(places.tolist(), said, strict=True):
+                    answers[asked[place].question_id] = answer
+        progress.advance(len(asked))
+    return answers
+
+
+class _Chooser:
+    """Chooses the best of some answers; those whose first piece is likeliest are scored in full."""
+
+    def __init__(self, network: Network, candidates: Sequence[str]) -> None:
+        self._model, self._candidates = network.model, candidates
+        self._texts = Texts(*network.tokenizer.encode(candidates, MAX_ANSWER_TOKENS))
+
+    def __call__(self, questions: Memory) -> list[str]:
+        ranked = rank_answers(
+            self._model, questions, self._texts, min(RANKED, len(self._candidates))
+        )
+        if not torch.isfinite(ranked.scores).all():
+            raise CheckpointError(
+                "the model's scores of answers are not numbers: its weights are damaged"
+            )
+        return [self._candidates[best] for best in ranked.best.tolist()]
+
+
+def _write(network: Network, questions: Memory) -> list[str]:
+    written = generate(network.model, questions, network.tokenizer.prompt(""), ANSWER)
+    return [network.tokenizer.decode(ids) for ids in written]
+
+
+def _encode(tokenizer: Tokenizer, questions: Sequence[Question]) -> Texts:
+    cleaned = [clean_question(question.question, QUESTION_WORDS) for question in questions]
+    return Texts(*tokenizer.encode(cleaned, QUESTION_TOKENS))
+
+
+def _report(
+    config: Config,
+    said: dict[int, str],
+    asked: Sequence[Asked],
+    accuracies: Sequence[float] | None,
+    out: Path,
+    tracker: Tracker,
+) -> None:
+    columns: list[object] = [
+        [question.question_id for question in asked],
+        [said[question.question_id] for question in asked],
+        accuracies if accuracies is not None else pa.nulls(len(asked)),
+        [question.question_type for question in asked],
+        [question.answer_type for question in asked],
+    ]
+    if accuracies is not None:
+        write_json(out / "accuracy.json", summarise(accuracies, asked))
+    table = pa.table(columns, schema=PER_QUESTION)
+    report(config, TASK, table, statistics(table), {"questions": len(asked)}, out, tracker)
+
+
+def statistics(per_question: pa.Table) -> dict[str, Statistic]:
+    """Give the accuracy of a `PER_QUESTION` table, in percent, of all and by the type of answer."""
+    if per_question["accuracy"].null_count:
+        return {}
+    accuracy = 100.0 * per_question["accuracy"].to_numpy()
+    types = per_question["answer_type"].to_numpy()
+    found = {"accuracy": mean(accuracy)}
+    for name in sorted(filter(None, set(types))):
+        chosen = types == name
+        found[f"accuracy_{name.replace('/', '_')}"] = mean(accuracy * chosen, chosen)
+    return found
+
+
+def _official_questions(path: Path) -> Iterator[Question]:
+    """Read `questions` of `question_id`, `question`, `image_id`, whose photos are those of COCO."""
+    document = read_json(path)
+    subset = field(document, "data_subtype", str, f"{path}")
+    folder = "test2015" if subset.startswith("test") else subset  # test-dev is a part of test
+    for number, row in enumerate(field(document, "questions", list, f"{path}"), 1):
+        where = f"{path}, questions, record {number}"
+        image_id = field(row, "image_id", int, where)
+        yield Question(
+            question_id=field(row, "question_id", int, where),
+            question=field(row, "question", str, where),
+            image=f"{folder}/COCO_{folder}_{image_id:012d}.jpg",
+            dataset=TASK,
+        )
+
+
+def _official_answers(path: Path) -> Iterator[Asked]:
+    """Read `annotations` one by one, of `question_id`, the two types, and `answers`."""
+    for number, row in enumerate(json_items(path, "annotations"), 1):
+        where = f"{path}, annotations, record {number}"
+        given = field(row, "answers", list, where)
+        # The evaluator compares whole answers to tell a person from the others.
+        people = {field(answer, "answer_id", int, where) for answer in given}
+        if not given or len(people) < len(given):
+            raise DataError(
+                f"{where}: answers are {len(given)} of {len(people)} people, it must be one of each "
+                "and one at least: mend or remove the record"
+            )
+        yield Asked(
+            question_id=field(row, "question_id", int, where),
+            answers=tuple(sys.intern(field(answer, "answer", str, where)) for answer in given),
+            question_type=sys.intern(field(row, "question_type", str, where)),
+            answer_type=sys.intern(field(row, "answer_type", str, where)),
+        )
+
+
+def _blip_questions(path: Path) -> Iterator[Question]:
+    for question in read_questions(path):
+        if question.dataset != TASK:
+            raise DataError(
+                f"{path}: question {question.question_id} is of {question.dataset!r}, which only "
+                "trains: evaluate on questions of VQA alone"
+            )
+        yield question
+
+
+def _blip_answers(path: Path) -> Iterator[Asked]:
+    unanswered = []
+    for question in _blip_questions(path):
+        if not question.answers:
+            unanswered.append(question.question_id)
+        counts = (round(weight * question.num_answers) for weight in question.weights)
+        pairs = zip(question.answers, counts, strict=True)
+        yield Asked(question.question_id, tuple(a for a, count in pairs for _ in range(count)))
+    if unanswered:
+        raise DataError(f"{path}: questions {name_some(unanswered)} have no answers to score by")
+
+
+def _read_predictions(path: Path) -> Iterator[tuple[int, str]]:
+    for number, row in enumerate(json_items(path), 1):
+        where = f"{path}, record {number}"
+        yield field(row, "question_id", int, where), field(row, "answer", str, where)

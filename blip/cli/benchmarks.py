@@ -1,0 +1,127 @@
+"""`blip benchmark` and `blip reproduce`: the files of the paper's benchmarks, and its tables."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="The files of the paper's benchmarks, and fetching them."
+)
+
+PAPER = Path("paper")
+INTRO = (
+    "Written by `blip reproduce`: published numbers with their source, and ours where the files are here. "
+    "Nothing stands under *ours* that a finished evaluation did not give."
+)
+
+Folder = Annotated[Path, typer.Option("--out", help="The folder of all benchmarks' files.")]
+Table = Annotated[
+    Path | None, typer.Option("--catalogue", help="Another list of files than blip's own.")
+]
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="One benchmark; default: all.")] = None,
+    out: Folder = PAPER,
+    catalogue: Table = None,
+) -> None:
+    """Tell which files are here, and how to get the others.
+
+    A line a file: state, place, size, licence, and the way to it.
+    """
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.listing import format_list
+
+    found = load_catalogue(catalogue or CATALOGUE)
+    names = list(found.benchmarks) if name is None else [name]
+    typer.echo("\n\n".join(format_list(found, each, out) for each in names))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A benchmark of `blip benchmark list`.")],
+    out: Folder = PAPER,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="One file of it. May be repeated.")
+    ] = None,
+    unpacked: Annotated[
+        bool, typer.Option("--unpack", help="Also unpack the archives, beside themselves.")
+    ] = False,
+    catalogue: Table = None,
+) -> None:
+    """Download a benchmark's files: resumed, checked, pinned by DVC.
+
+    Files are checked against the catalogue's checksums, or against `fetched.json`, which holds what was first
+    fetched. What needs a person (a registration, a form) is said at the end, with exit code 2.
+    """
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.fetch import fetch as fetch_file
+    from blip.benchmarks.listing import chosen
+    from blip.benchmarks.unpack import unpack
+    from blip.errors import DataError
+    from blip.integrations.versioning import pin_file
+
+    files = chosen(load_catalogue(catalogue or CATALOGUE), name, only or [])
+    by_hand = []
+    for place, file in files.items():
+        if file.url is None:
+            if not (out / place).exists():
+                by_hand.append(f"{out / place}: {file.obtain}")
+            continue
+        record = fetch_file(place, file, out)
+        pinned = "pinned by DVC" if pin_file(out / place) else "outside of a DVC project"
+        typer.echo(f"{out / place}: {record.size:,} bytes, sha256 {record.sha256[:12]}, {pinned}")
+        if file.unpacks is not None and unpacked:
+            unpack(out / place, out / file.unpacks)
+            typer.echo(f"{out / file.unpacks}: unpacked")
+        elif file.unpacks is not None and not (out / file.unpacks).exists():
+            typer.echo(f"{out / file.unpacks}: unpack it from {out / place}, or give --unpack")
+    if by_hand:
+        raise DataError("no address gives these, which a person must get:\n" + "\n".join(by_hand))
+
+
+def reproduce(
+    out: Annotated[
+        Path, typer.Option("--out", help="The page to write: .html, or .md for Markdown.")
+    ] = Path("reports/reproduce.html"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Run this row (or evaluation) alone. May be repeated."),
+    ] = None,
+    data: Annotated[
+        Path, typer.Option("--data", help="The folder of the benchmarks' files.")
+    ] = PAPER,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="The models; default: DATA/checkpoints.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="Other published numbers than blip's own.")
+    ] = None,
+    catalogue: Table = None,
+) -> None:
+    """The paper's tables beside our numbers, or what is missing.
+
+    Whatever has its files is run. Each row is a `blip evaluate` command, as it stands on the page; its result is
+    kept in DATA/results, and not computed again. A row that fails is reported, and the others go on (exit code 2).
+    """
+    from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
+    from blip.benchmarks.published import PUBLISHED, Places, load_published
+    from blip.benchmarks.reproduce import reproduce as run
+    from blip.errors import DataError
+    from blip.files import write_text
+    from blip.report.reproduction import lay_out, to_html, to_markdown
+
+    published, files = load_published(table or PUBLISHED), load_catalogue(catalogue or CATALOGUE)
+    places = Places(
+        data=data, checkpoints=checkpoints or data / "checkpoints", results=data / "results"
+    )
+    outcomes = run(published, files, places, only or [], lambda words: typer.echo(words, err=True))
+    tables = lay_out(outcomes, published, files, places)
+    write_text(out, (to_markdown if out.suffix == ".md" else to_html)(tables, INTRO))
+    typer.echo(to_markdown(tables[:-2], INTRO))
+    typer.echo(f"wrote {out}", err=True)
+    failed = [outcome.name for outcome in outcomes if outcome.state == "failed"]
+    if failed:
+        raise DataError(f"failed: {', '.join(failed)}: {out} says why")

@@ -1,0 +1,45 @@
+"""Scores of given pairs: their order, batches, precision."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from blip.config import Config
+from blip.evaluate.network import open_network
+from blip.evaluate.pairs import PairScores, score_pairs
+from blip.models.blip import Parts
+from blip.models.matching import Texts
+
+OWNER = np.array([0, 0, 1, 3, 3, 3, 4])  # image 2 has no pair
+ROWS = np.array([2, 0, 0, 1, 2, 0, 1])
+
+
+def score(model: Path, config: Config, **settings: object) -> PairScores:
+    network, tokenizer, _ = open_network(model, "matching", 1)
+    texts = Texts(*tokenizer.encode(["a red square", "two", "a big blue circle left"], 35))
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    evaluate = config.evaluate.model_copy(update=settings)
+    batches = torch.split(images, evaluate.batch_size)
+    return score_pairs(network, batches, texts, ROWS, OWNER, evaluate)
+
+
+def test_batches_do_not_matter(
+    test_set: tuple[Config, Path], random_model: Callable[[Parts], Path]
+) -> None:
+    model = random_model("retrieval")
+    found = [score(model, test_set[0], batch_size=size) for size in (1, 2, 5)]
+    for other in found[1:]:
+        # Measured 5e-7.
+        np.testing.assert_allclose(other.itm, found[0].itm, atol=1e-5)
+        np.testing.assert_allclose(other.itc, found[0].itc, atol=1e-5)
+    assert len(set(found[0].itm.round(4))) > 1
+
+
+def test_bf16_is_near(test_set: tuple[Config, Path], random_model: Callable[[Parts], Path]) -> None:
+    model = random_model("retrieval")
+    plain, half = (score(model, test_set[0], precision=p) for p in ("fp32", "bf16"))
+    # Measured 2e-3.
+    np.testing.assert_allclose(half.itc, plain.itc, atol=2e-2)
+    np.testing.assert_allclose(half.itm, plain.itm, atol=2e-2)

@@ -1,0 +1,54 @@
+"""NLVR2 against the official script's scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blip.errors import DataError
+from blip.metrics.nlvr import group_of, judge, summarise
+
+
+def test_every_set_scores_as_officially(shared: Path) -> None:
+    folder = shared / "data/nlvr2"
+    official = json.loads((folder / "official_scores.json").read_text())
+    files = sorted(folder.glob("predictions/*.csv"))
+    assert files
+    for path in files:
+        rows = map(json.loads, (folder / f"{path.stem.split('_')[0]}.json").open())
+        labels = {row["identifier"]: row["label"] == "True" for row in rows}
+        predictions = [tuple(line.strip().split(",")) for line in path.open()]
+        right = judge(predictions, list(labels), list(labels.values()), path, "dev")
+        found = summarise(right, [group_of(identifier) for identifier in labels])
+        expected = official[path.stem]  # measured: no difference
+        assert found == (expected["accuracy"], expected["consistency"])
+        assert len(right) == expected["n"]
+
+
+def test_a_sentence_is_about_several_pairs() -> None:
+    assert group_of("dev-850-0-1") == group_of("dev-850-3-1") != group_of("dev-850-0-0")
+    assert group_of("dev-850-0-1") != group_of("dev-85-0-1")
+
+
+def test_case_does_not_matter_and_what_is_neither_is_wrong() -> None:
+    identifiers = ["a", "b", "c", "d"]
+    pairs = list(zip(identifiers, ["TRUE", "false", "yes", " True"], strict=True))
+    assert (
+        judge(pairs, identifiers, [True, False, True, True], "p", "q") == [True] * 2 + [False] * 2
+    )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), min_size=1))
+def test_consistency_counts_sentences_that_are_wholly_right(examples) -> None:
+    right, groups = zip(*examples, strict=True)
+    found = summarise(right, groups)
+    assert found.accuracy == sum(right) / len(right)
+    whole = [all(r for r, g in examples if g == group) for group in set(groups)]
+    assert found.consistency == sum(whole) / len(whole)
+
+
+def test_missing_predictions_are_named() -> None:
+    with pytest.raises(DataError, match="p: b, c has no prediction: give one prediction for each"):
+        judge([("a", "True")], ["a", "b", "c"], [True] * 3, "p", "q")
