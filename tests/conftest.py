@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the reference material: set BLIP_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def official() -> Path:
+    """Folder of pycocoevalcap, whose Java tools can be run; tests that need it are skipped without."""
+    module = find_spec("pycocoevalcap")
+    if shutil.which("java") is None or module is None or not module.submodule_search_locations:
+        pytest.skip("needs Java and pycocoevalcap")
+    return Path(module.submodule_search_locations[0])
 
 
 @pytest.fixture(scope="session")

@@ -192,9 +192,10 @@ class _Ngrams:
 
 def _count_ngrams(captions: list[list[str]], lengths: Integers) -> list[_Ngrams]:
     """Count the n-grams of every caption, for n = 1..4."""
-    vocabulary: dict[str, int] = {}
-    numbers = [vocabulary.setdefault(w, len(vocabulary)) for words in captions for w in words]
-    words = np.array(numbers, dtype=np.int64)
+    distinct_words = dict.fromkeys(chain.from_iterable(captions))
+    vocabulary = dict(zip(distinct_words, range(len(distinct_words)), strict=True))
+    numbers = map(vocabulary.__getitem__, chain.from_iterable(captions))
+    words = np.fromiter(numbers, dtype=np.int64, count=int(lengths.sum()))
     caption = np.repeat(np.arange(len(captions)), lengths)
     end = np.repeat(np.cumsum(lengths), lengths)
     grams, size, start = words, len(vocabulary), np.arange(len(words))

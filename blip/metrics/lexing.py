@@ -68,15 +68,19 @@ class Lexer:
             for rule in rules
         ]
         self._whole = _Automaton([_Sequence(parts) for parts in parsed])
-        self._parts = [[_Automaton([part]) for part in parts] for parts in parsed]
+        self._divided = {
+            number: (_Automaton(parts[:1]), _Automaton(parts[1:]))
+            for number, parts in enumerate(parsed)
+            if len(parts) == 2
+        }
 
     def match(self, text: str, start: int) -> Match:
         """Give the token that begins at a place of the text, before its end."""
         rule, end, read = self._whole.longest(text, start)
         if rule < 0:
             return Match(rule, start + 1, read)
-        if len(self._parts[rule]) == 2:
-            token, following = self._parts[rule]
+        if rule in self._divided:
+            token, following = self._divided[rule]
             ends = list(token.ends(text, start, end))
             end = next(at for at in reversed(ends) if end in following.ends(text, at, end))
         return Match(rule, end, read)
@@ -194,12 +198,12 @@ class _State:
     """Some places in the patterns, all that what was read may have led to.
 
     Attributes:
-        places: Those that a character leads away from.
+        steps: Over which characters they lead where.
         rule: That is matched here, or -1.
-        following: Where characters lead; None is nowhere.
+        following: Where a character leads, as far as it was met; None is nowhere.
     """
 
-    places: tuple[int, ...]
+    steps: "Mapping[_Characters, Sequence[int]]"
     rule: int
     following: "dict[str, _State | None]" = field(default_factory=dict)
 
@@ -211,7 +215,8 @@ class _Automaton:
         self._steps: list[list[tuple[_Characters, int]]] = []
         self._free: list[list[int]] = []
         self._rules: dict[int, int] = {}
-        self._states: dict[tuple[int, ...], _State] = {}
+        self._reached: dict[int, frozenset[int]] = {}
+        self._states: dict[frozenset[int], _State] = {}
         begin = self._place()
         for number, node in enumerate(nodes):
             end = self._add(node, self._behind(begin))
@@ -222,7 +227,7 @@ class _Automaton:
         """Give the rule of the longest match, or -1; where it ends; and where reading stopped."""
         state, rule, end = self._start, -1, start
         for at in range(start, len(text)):
-            if not state.places:
+            if not state.steps:
                 return rule, end, at
             following = self._following(state, text[at])
             if following is None:
@@ -230,7 +235,7 @@ class _Automaton:
             state = following
             if state.rule >= 0:
                 rule, end = state.rule, at + 1
-        return rule, end, len(text) + bool(state.places)
+        return rule, end, len(text) + bool(state.steps)
 
     def ends(self, text: str, start: int, stop: int) -> Iterator[int]:
         """Give the places up to `stop` where a match that begins at `start` may end."""
@@ -249,27 +254,37 @@ class _Automaton:
         except KeyError:
             reached = [
                 target
-                for place in state.places
-                for (characters, inverted), target in self._steps[place]
+                for (characters, inverted), targets in state.steps.items()
                 if (character in characters) != inverted
+                for target in targets
             ]
             found = self._state(reached) if reached else None
             state.following[character] = found
             return found
 
-    def _state(self, places: list[int]) -> _State:
+    def _state(self, places: Sequence[int]) -> _State:
         """Give the state of these places and of all that free steps lead to from them."""
-        seen = set(places)
-        while places:
-            new = [target for place in places for target in self._free[place]]
-            places = [place for place in dict.fromkeys(new) if place not in seen]
-            seen.update(places)
-        key = tuple(sorted(seen))
+        key = frozenset().union(*map(self._reach, places))
         if key not in self._states:
+            steps: dict[_Characters, list[int]] = {}
+            for place in key:
+                for characters, target in self._steps[place]:
+                    steps.setdefault(characters, []).append(target)
             rules = [self._rules[place] for place in key if place in self._rules]
-            leading = tuple(place for place in key if self._steps[place])
-            self._states[key] = _State(leading, min(rules, default=-1))
+            self._states[key] = _State(steps, min(rules, default=-1))
         return self._states[key]
+
+    def _reach(self, place: int) -> frozenset[int]:
+        """Give the places that free steps lead to, of those where a rule ends or a step begins."""
+        if place not in self._reached:
+            seen, ahead = {place}, [place]
+            while ahead:
+                new = [target for target in self._free[ahead.pop()] if target not in seen]
+                seen.update(new)
+                ahead += new
+            kept = (other for other in seen if self._steps[other] or other in self._rules)
+            self._reached[place] = frozenset(kept)
+        return self._reached[place]
 
     def _add(self, node: _Node, start: int) -> int:
         """Add the places of a pattern behind a place, and give the last one."""

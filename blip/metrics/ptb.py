@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from itertools import accumulate
 
 from blip.metrics.lexing import Lexer, Rule
-from blip.metrics.ptb_rules import NAMES, TOKENS, TWINS, Kind, Token, classes
+from blip.metrics.ptb_rules import NAMES, TOKENS, TWINS, TWO_IN_ONE, Kind, Token, classes
 
 _LONG = ("---", "----")  # become a dash for the official tool; longer rows stay as they are
 DROPPED = frozenset(
@@ -75,6 +75,8 @@ def _ending(word: str) -> str | None:
 
 def _settled(word: str, behind: str) -> str | None:
     """Give the tokens of a word before a space or a line end, if nothing around them has a say."""
+    if word.isascii() and word.isalpha() and word.lower() not in TWO_IN_ONE:
+        return word.lower()  # most are such, and no rule has another mind
     if word[:1].isspace():  # one with the space before it
         return None
     kept = []

@@ -180,6 +180,9 @@ NAMES = {
     "QUOTES": r"{APOSTROPHE}|''|[`\u0091-\u0094\u00AB\u00BB\u2018-\u201F\u2039\u203A]{1,2}",
 }
 
+# Words that are two tokens though they have no sign between them.
+TWO_IN_ONE = frozenset(["cannot", "gonna", "gotta", "lemme", "gimme", "wanna"])
+
 # Of equally long ones the first counts.
 TOKENS = [
     Token("cannot|'twas", back=3),
