@@ -211,6 +211,8 @@ def main(job: str, folder: Path) -> None:
                     }
                 case "killed":
                     outcome = run(folder, 2, 1, kill(signal.SIGKILL))
+                case "killed first":  # who holds the store
+                    outcome = run(folder, 2, 0, kill(signal.SIGKILL))
                 case "hung":
                     outcome = run(folder, 2, 1, kill(signal.SIGSTOP))
             torch.save(outcome, folder / f"{job}.{rank}")

@@ -49,7 +49,7 @@ def render(
     documents = manifests.render(
         graph[stage], key, settings, workspace, nodes=nodes, gpus=gpus, parts=parts
     )
-    typer.echo(manifests.to_yaml(documents), nl=False)
+    typer.echo(manifests.to_yaml(documents, settings), nl=False)
 
 
 @k8s.command()

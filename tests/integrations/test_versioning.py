@@ -74,3 +74,23 @@ def test_an_error_of_dvc_is_one_message(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     with pytest.raises(IntegrationError, match=r"^DVC: .*not inside of a DVC repository"):
         versioning.read_graph()
+
+
+def test_the_digest_of_a_stage_is_what_prepare_says_and_changes_nothing(finished_toy: Any) -> None:
+    finished_toy.set("capfilt.threshold", 0.25)
+    before = {path: path.read_bytes() for path in Path.cwd().rglob("*") if keeps(path)}
+    digest = versioning.stage_digest("select")
+    assert {path: path.read_bytes() for path in Path.cwd().rglob("*") if keeps(path)} == before
+    assert len(digest) == 64
+    prepared = versioning.prepare("select")
+    assert (prepared.state, prepared.key) == ("stale", digest)
+    finished_toy.set("capfilt.threshold", 0.75)
+    assert versioning.stage_digest("select") != digest
+    shutil.rmtree("out/left")
+    with pytest.raises(DataError, match=r"select needs out/left, which is not there"):
+        versioning.stage_digest("select")
+
+
+def keeps(path: Path) -> bool:
+    """Whether a file is the user's, or DVC's cache: all but its own notes."""
+    return path.is_file() and ".dvc/tmp" not in path.as_posix()

@@ -9,12 +9,16 @@
 Who is started again. A pod restarts nothing (`restartPolicy: Never`, torchrun without restarts): the Job does, by
 the exit code. 2 is the user's error and fails the Job at once; what came from outside (pre-emption, a drained or
 lost node, 143) and what another pod's end caused (75) is not counted; all else, out of memory too, is, up to
-`retries`. Nodes must begin together, as each process group is another; when one pod ends, those of the others
-notice within a minute and end with 75, and all meet again as new pods that go on from the last checkpoint. (With
-restarts inside the pods, a new pod and one that has restarted would count them differently, and never meet.)
-Once the first node has succeeded the result is written, so the Job is done (`successPolicy`), whatever became of
-the others in their last second. Parts have nothing to do with each other, so each has `retries` of its own
-(`backoffLimitPerIndex`), and the shards of those that succeed stay.
+`retries`. Parts have nothing to do with each other, so each has `retries` of its own (`backoffLimitPerIndex`), and
+the shards of those that succeed stay.
+
+Nodes must begin together, as a process group cannot be joined later. Where a pod ends, the others lose it within a
+minute and end with 75, and all meet again as new pods, which go on from the last checkpoint. They meet by torchrun's
+`c10d` rendezvous, whose agents notice when the first pod, which holds it, is gone: a new pod that comes while the
+old ones are leaving ends with 75, too, and comes again. (By `--master-addr` it would wait for those who had left, as
+measured, until a timeout of minutes.) Restarts inside of a pod would be counted from 0 by a new one beside it, and
+the two never meet. Ranks follow the pods' names, so the first pod has rank 0, which writes: once it has succeeded
+the Job is done (`successPolicy`), whatever became of the others in their last second.
 """
 
 import math
@@ -41,8 +45,12 @@ PARTED = frozenset({"ingest", "caption", "score"})  # verbs that take `--part I/
 CONTAINER = "stage"
 KEY, STAGE, COMMAND, AFTER = "blip/key", "blip/stage", "blip/command", "blip/after"
 QUEUE = "kueue.x-k8s.io/queue-name"
-INDEX = "$JOB_COMPLETION_INDEX"  # of a pod of an Indexed Job, in its environment
+INDEX = "JOB_COMPLETION_INDEX"  # of a pod of an Indexed Job, in its environment
 PORT = 29500
+TORCHRUN = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # who meets anew finds nothing of the last time
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # no stack traces of lost connections, which are to be expected
+}
 LAST_WORDS = 10  # seconds of the grace that torchrun leaves itself
 USER = 1000
 IN_POD = "blip.integrations.cluster.workspace"  # brings the workspace, and takes the result away
@@ -93,7 +101,7 @@ def render(
         )
         return [_service(name, job), _over_nodes(job, name, place, cluster)]
     if place.parts > 1:
-        command = f"{node.command} --part {INDEX}/{place.parts}"
+        command = f"{node.command} --part ${INDEX}/{place.parts}"
         first = _job(node, key, cluster, place, workspace, f"{name}-parts", command)
         rest = _job(node, key, cluster, place, workspace, name, node.command)
         return [_over_parts(first, place, cluster), _after(rest, f"{name}-parts")]
@@ -101,6 +109,12 @@ def render(
     if isinstance(cluster.storage, BucketStorage):
         command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
     return [_job(node, key, cluster, place, workspace, name, command)]
+
+
+def resumed(job: Manifest, cluster: Cluster) -> Manifest:
+    """Give a Job that waited for another as it is when its turn has come."""
+    metadata = {**job["metadata"], "labels": job["metadata"]["labels"] | _queue(cluster)}
+    return {**job, "metadata": metadata, "spec": job["spec"] | {"suspend": bool(cluster.queue)}}
 
 
 def seen_by_pods(workspace: Path, cluster: Cluster) -> PurePath:
@@ -114,9 +128,9 @@ def seen_by_pods(workspace: Path, cluster: Cluster) -> PurePath:
     return workspace if workspace.is_relative_to(mount) else mount
 
 
-def to_yaml(manifests: list[Manifest]) -> str:
-    """Give manifests as one YAML stream; a comment says which Job waits for another."""
-    return "".join(f"---\n{_comment(m)}{_dump(m)}" for m in manifests)
+def to_yaml(manifests: list[Manifest], cluster: Cluster) -> str:
+    """Give manifests as one YAML stream; a comment says which Job waits for another, and how it goes on."""
+    return "".join(f"---\n{_comment(m, cluster)}{_dump(m)}" for m in manifests)
 
 
 def job_name(stage: str, key: str) -> str:
@@ -160,10 +174,10 @@ def _check(node: Node, place: Place, cluster: Cluster, workspace: PurePath) -> N
 
 def _torchrun(name: str, node: Node, cluster: Cluster, place: Place) -> str:
     """Give the command that starts a process a GPU, on this node as on the others."""
-    assert node.command is not None
     where = (
-        f"--nnodes {place.nodes} --node-rank {INDEX} "
-        f"--master-addr {name}-0.{name} --master-port {PORT}"
+        f"--nnodes {place.nodes} --rdzv-backend c10d --rdzv-id {name} "
+        f"--rdzv-endpoint {name}-0.{name}:{PORT} --rdzv-conf is_host=$(({INDEX} == 0)) "
+        f"--local-addr {name}-${INDEX}.{name}"
         if place.nodes > 1
         else "--standalone"
     )
@@ -219,7 +233,7 @@ def _job(
         "metadata": {
             "name": name,
             "namespace": cluster.namespace,
-            "labels": labels | ({QUEUE: cluster.queue} if cluster.queue else {}),
+            "labels": labels | _queue(cluster),
             "annotations": {STAGE: node.name, COMMAND: node.command},
         },
         "spec": spec,
@@ -242,7 +256,9 @@ def _over_nodes(job: Manifest, service: str, place: Place, cluster: Cluster) -> 
         "backoffLimit": cluster.retries * place.nodes,  # what ends one may end all
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
-    job["spec"]["template"]["spec"]["subdomain"] = service
+    pod = job["spec"]["template"]["spec"]
+    pod["subdomain"] = service
+    pod["containers"][0]["env"] += [{"name": n, "value": v} for n, v in TORCHRUN.items()]
     return job
 
 
@@ -259,10 +275,15 @@ def _over_parts(job: Manifest, place: Place, cluster: Cluster) -> Manifest:
 
 
 def _after(job: Manifest, first: str) -> Manifest:
-    """Have a Job wait until it is resumed: when another one is complete."""
+    """Have a Job wait until it is resumed (`resumed`); out of the queue, which would admit it."""
     job["metadata"]["annotations"][AFTER] = first
+    job["metadata"]["labels"].pop(QUEUE, None)
     job["spec"]["suspend"] = True
     return job
+
+
+def _queue(cluster: Cluster) -> dict[str, str]:
+    return {QUEUE: cluster.queue} if cluster.queue else {}
 
 
 def _service(name: str, job: Manifest) -> Manifest:
@@ -322,7 +343,7 @@ def _container(cluster: Cluster, place: Place, workspace: PurePath, command: str
     # No limit of CPU: it would hold a stage up beside idle cores.
     limits: Manifest = {"memory": place.memory}
     if place.gpus:
-        limits["nvidia.com/gpu"] = place.gpus
+        limits["nvidia.com/gpu"] = str(place.gpus)
     container: Manifest = {
         "name": CONTAINER,
         "image": cluster.image,
@@ -380,20 +401,25 @@ def _listed(verbs: frozenset[str]) -> str:
     return ", ".join(sorted(verbs))
 
 
-def _comment(manifest: Manifest) -> str:
+def _comment(manifest: Manifest, cluster: Cluster) -> str:
     first = manifest["metadata"].get("annotations", {}).get(AFTER)
     if not first:
         return ""
-    name, space = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    name, kubectl = manifest["metadata"]["name"], f"kubectl -n {cluster.namespace}"
+    resume = (
+        f"{kubectl} label job {name} {QUEUE}={cluster.queue}"
+        if cluster.queue
+        else f'{kubectl} patch job {name} -p \'{{"spec": {{"suspend": false}}}}\''
+    )
     return (
-        f"# Waits for {first}: when that is complete, resume it (it does itself what is missing):\n"
-        f"#   kubectl -n {space} wait --for condition=complete --timeout -1s job/{first} &&\n"
-        f'#   kubectl -n {space} patch job {name} -p \'{{"spec": {{"suspend": false}}}}\'\n'
+        f"# Waits until it is resumed, when {first} is complete (it does itself what that has left):\n"
+        f"#   {kubectl} wait --for condition=complete --timeout -1s job/{first} &&\n"
+        f"#   {resume}\n"
     )
 
 
 def _dump(manifest: Manifest) -> str:
-    return yaml.dump(manifest, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=math.inf)
+    return yaml.dump(manifest, Dumper=_Plain, sort_keys=False, width=math.inf)
 
 
 class _Plain(yaml.SafeDumper):
