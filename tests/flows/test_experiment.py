@@ -184,7 +184,7 @@ def test_bad_parameters_end_with_one_message(toy: Any, api: Api) -> None:
     assert "Traceback" not in result.stderr
     result = run_flow(launcher="kubernetes")
     assert result.returncode == 2
-    assert "kubernetes launcher is not available yet" in result.stderr
+    assert "k8s/overlays/local/jobs.yaml" in result.stderr
 
 
 @pytest.mark.slow

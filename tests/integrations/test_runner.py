@@ -115,6 +115,18 @@ def test_a_failed_stage_stops_what_depends_on_it_alone_and_the_next_run_goes_on(
     assert sorted(toy.began()) == ["finish", "select", "train_left"]
 
 
+def test_outputs_of_work_that_has_begun_already_stay(finished_toy: Any) -> None:
+    """A Job of an earlier run may have made them, and nobody recorded them yet."""
+    finished_toy.set("capfilt.threshold", 0.123)
+    text = Path("out/select/text")
+    keys: list[str] = []
+    prepared = versioning.prepare("select", lambda key: keys.append(key) is None)
+    assert (prepared.state, [prepared.key]) == ("stale", keys)
+    assert text.exists()
+    again = versioning.prepare("select", lambda key: False)
+    assert (again.state, again.key, text.exists()) == ("stale", prepared.key, False)
+
+
 def test_siblings_run_side_by_side_and_slots_bound_them(toy: Any) -> None:
     toy.order(train_left={"until": "train_right"}, train_right={"until": "train_left"})
     run(toy)

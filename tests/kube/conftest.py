@@ -19,8 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
+from blip.config import merge, read_yaml
+from blip.integrations.experiment import run_experiment
+from tests.cli.conftest import TINY
 from tests.kube import admission, images
-from tests.kube.admission import ENVIRONMENT, IMAGE, LABEL
+from tests.kube.admission import ENVIRONMENT, IMAGE, LABEL, ROOT
+
+CARRIED = ("blip", "dvc.yaml", "params.yaml", "mlflow.yaml", ".dvc", ".dvcignore", ".gitignore")
 
 _spec = importlib.util.spec_from_file_location(
     "toy_project", Path(__file__).parents[1] / "integrations" / "conftest.py"
@@ -230,7 +235,7 @@ def cluster_file(
         "grace_seconds": 30,
         "ttl_seconds": 600,
         "retries": 0,
-        "patience_seconds": 5,
+        "patience_seconds": 10,
         "stages": {"default": place},
     }
     file = tmp_path / "jobs.yaml"
@@ -244,17 +249,24 @@ def change(file: Path, **values: Any) -> None:
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **values}))
 
 
+def place(template: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy a project onto the volume, where the pods' user may write it, and enter it."""
+    root = volume / "project"
+    shutil.copytree(template, root, symlinks=True)
+    for path in (root, *root.rglob("*")):
+        if not path.is_symlink() and path.stat().st_mode & 0o200:
+            path.chmod(0o777 if path.is_dir() else 0o666)
+    monkeypatch.setenv("BLIP_TRACKING", "off")
+    monkeypatch.chdir(root)
+    return root
+
+
 @pytest.fixture
 def toy(toy_template: Path, volume: Path, cluster_file: Path, monkeypatch: Any) -> Any:
     """The toy project of the integrations on the volume, in the current directory."""
-    root, control = volume / "project", volume / "control"
-    shutil.copytree(toy_template, root, symlinks=True)
+    root, control = place(toy_template, volume, monkeypatch), volume / "control"
     control.mkdir()
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o777 if path.is_dir() else 0o666)
     monkeypatch.setenv("TOY_CONTROL", str(control))
-    monkeypatch.setenv("BLIP_TRACKING", "off")
-    monkeypatch.chdir(root)
     return _toy_project.Toy(root, control)
 
 
@@ -277,3 +289,41 @@ def image(kubeconfig: Path, image_folder: Path) -> str:
     size = images.size(images.IMAGE, image_folder)
     sys.stdout.write(f"{images.IMAGE}: {size / 1e9:.2f} GB, built in {took:.0f} s\n")
     return images.tag_by_content(images.IMAGE, image_folder)
+
+
+@pytest.fixture(scope="session")
+def drawn_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project at tiny size with its raw data, in a repository of its own, and nothing run yet."""
+    root = tmp_path_factory.mktemp("tiny") / "project"
+    files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, files.split("\0")):
+        if name.split("/")[0] in CARRIED and (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    params = merge(read_yaml(ROOT / "params.yaml"), TINY, root / "params.yaml")
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    _toy_project.git(root, "init", "--quiet")
+    subprocess.run(
+        [sys.executable, "-m", "blip", "world", "data"],
+        cwd=root,
+        env={**os.environ, "BLIP_TRACKING": "off"},
+        check=True,
+    )
+    _toy_project.git(root, "add", ".")
+    _toy_project.git(root, "commit", "--quiet", "-m", "tiny")
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared_template(drawn_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, ready for pre-training: run on this machine up to the vocabulary."""
+    root = tmp_path_factory.mktemp("prepared") / "project"
+    shutil.copytree(drawn_template, root, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLIP_TRACKING", "off")
+        patch.chdir(root)
+        _, code = run_experiment(
+            root, targets=("tokenizer",), say=lambda *_: None, done=lambda _: None, slots=1
+        )
+    assert code == 0
+    return root

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ ENDINGS = {  # what the Job is like, and how it must end
         {"image": "docker.io/library/blip-typo:1"},
         "true",
         2,
-        r"ErrImageNeverPull: image docker.io/library/blip-typo:1: .*\(for 5 s\)",
+        r"ErrImageNeverPull: image docker.io/library/blip-typo:1: .*\(for 10 s\)",
     ),
     "room": (
         {"cpu": "900"},
@@ -207,11 +206,9 @@ def test_a_stopped_run_leaves_no_pod_and_a_deleted_job_is_no_failure(
     thread = threading.Thread(target=go_on)
     thread.start()
     assert begun.wait(30)
-    began = time.monotonic()
     result = subprocess.run([*BLIP, "k8s", "cancel", "long"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (jobs(kubectl), pods(kubectl)) == ({}, [])
-    assert time.monotonic() - began < 20
     thread.join(10)
     assert [str(error) for error in ended] == ["was cancelled: its Job was deleted"]
 

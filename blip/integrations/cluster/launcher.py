@@ -7,7 +7,7 @@ from pathlib import Path
 from blip.errors import IntegrationError
 from blip.integrations.cluster import jobs, workspace
 from blip.integrations.cluster.api import Object, connect
-from blip.integrations.cluster.manifests import AFTER, QUEUE, render, seen_by_pods
+from blip.integrations.cluster.manifests import AFTER, render, resumed, seen_by_pods
 from blip.integrations.cluster.settings import BucketStorage, Cluster
 from blip.integrations.launch import (
     PREEMPTED,
@@ -118,8 +118,10 @@ class KubernetesLauncher:
         )
         if how != "started":
             say(f"job {name} of an earlier run {'goes on' if how == 'joined' else 'had ended'}")
-        if how == "joined" and AFTER in job["metadata"]["annotations"]:
-            self._api.patch(name, {"spec": {"suspend": job["spec"].get("suspend", False)}})
+        if how == "joined" and AFTER in job["metadata"]["annotations"]:  # applied by hand, it waits
+            labels = {"labels": job["metadata"]["labels"]}
+            suspend = {} if self._cluster.queue else {"spec": {"suspend": False}}
+            self._api.patch(name, {"metadata": labels, **suspend})
         return how
 
     def _can_be_taken(self, job: Object, node: Node) -> bool:
@@ -134,10 +136,13 @@ class KubernetesLauncher:
         """Give the stage's Jobs in their order, each with its Services, as they go to the cluster."""
         manifests = self._manifests(node, key)
         services = [manifest for manifest in manifests if manifest["kind"] == "Service"]
-        found = [manifest for manifest in manifests if manifest["kind"] == "Job"]
-        for job in found:
-            if AFTER in job["metadata"]["annotations"] and QUEUE not in job["metadata"]["labels"]:
-                job["spec"].pop("suspend")  # it is begun when its turn has come
+        found = [
+            resumed(manifest, self._cluster)  # it is begun when its turn has come
+            if AFTER in manifest["metadata"].get("annotations", {})
+            else manifest
+            for manifest in manifests
+            if manifest["kind"] == "Job"
+        ]
         if isinstance(self._cluster.storage, BucketStorage):
             environment = workspace.share(self._folder, node, key)
             for job in found:

@@ -376,6 +376,7 @@ def _environment(cluster: Cluster, workspace: PurePath) -> Mapping[str, str]:
         "HOME": "/tmp",  # noqa: S108 - of the pod alone
         "PYTHONPATH": str(workspace),  # the code that runs is the code that DVC recorded
         "PYTHONUNBUFFERED": "1",
+        "USER": "blip",  # whether the image has a name for it or not
     }
     if isinstance(cluster.storage, SharedStorage):
         environment["BLIP_TRACKING"] = "journal"  # the run's own follower carries them to MLflow

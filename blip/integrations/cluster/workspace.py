@@ -79,16 +79,16 @@ def bring(node: Node) -> None:
 def main() -> int:
     """Run a stage in a pod: `workspace STAGE COMMAND`; gives the exit code of the command."""
     stage, command = sys.argv[1:]
+    missing = [name for name in (REMOTE, TREE, KEY) if name not in os.environ]
     try:
-        remote = os.environ[REMOTE]
+        if missing:
+            raise ConfigError(f"{missing[0]} is not set: begin the stage by blip k8s submit")
+        remote, key = os.environ[REMOTE], os.environ[KEY]
         _unpack(remote, os.environ[TREE])
-        return _run(stage, command, os.environ[KEY], _Kept(remote, os.environ[KEY]))
-    except KeyError as missing:
-        error: BlipError = ConfigError(f"{missing} is not set: begin the stage by blip k8s submit")
-    except BlipError as refused:
-        error = refused
-    sys.stderr.write(f"blip: {error}\n")
-    return error.exit_code
+        return _run(stage, command, key, _Kept(remote, key))
+    except BlipError as error:
+        sys.stderr.write(f"blip: {error}\n")
+        return error.exit_code
 
 
 def _unpack(remote: str, tree: str) -> None:
