@@ -22,7 +22,7 @@ import yaml
 from blip.config import merge, read_yaml
 from blip.integrations.experiment import run_experiment
 from tests.cli.conftest import TINY
-from tests.kube import admission, images
+from tests.kube import admission
 from tests.kube.admission import ENVIRONMENT, IMAGE, LABEL, ROOT
 
 CARRIED = ("blip", "dvc.yaml", "params.yaml", "mlflow.yaml", ".dvc", ".dvcignore", ".gitignore")
@@ -109,6 +109,29 @@ def host_address(kubeconfig: Path) -> str:
     if not addresses:
         pytest.skip("needs a cluster that says how pods reach this machine")
     return addresses[0]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the image's build has its configuration."""
+    return tmp_path_factory.mktemp("image")
+
+
+@pytest.fixture(scope="session")
+def image(kubeconfig: Path, image_folder: Path) -> str:
+    """The image of this checkout, built here; the node has it only once a test gives it to it."""
+    from tests.kube import images
+
+    if os.geteuid() or not shutil.which("buildah") or not shutil.which("podman"):
+        pytest.skip("needs buildah and podman, as root")
+    if not images.has_image(images.BASE, image_folder):
+        images.Node(kubeconfig).take(images.BASE, image_folder)
+    began = time.monotonic()
+    images.build(images.ROOT, image_folder)
+    took = time.monotonic() - began
+    size = images.size(images.IMAGE, image_folder)
+    sys.stdout.write(f"{images.IMAGE}: {size / 1e9:.2f} GB, built in {took:.0f} s\n")
+    return images.tag_by_content(images.IMAGE, image_folder)
 
 
 class Kubectl:
@@ -268,27 +291,6 @@ def toy(toy_template: Path, volume: Path, cluster_file: Path, monkeypatch: Any) 
     control.mkdir()
     monkeypatch.setenv("TOY_CONTROL", str(control))
     return _toy_project.Toy(root, control)
-
-
-@pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the image's build has its configuration."""
-    return tmp_path_factory.mktemp("image")
-
-
-@pytest.fixture(scope="session")
-def image(kubeconfig: Path, image_folder: Path) -> str:
-    """The image of this checkout, built here; the node has it only once a test gives it to it."""
-    if os.geteuid() or not shutil.which("buildah") or not shutil.which("podman"):
-        pytest.skip("needs buildah and podman, as root")
-    if not images.has_image(images.BASE, image_folder):
-        images.Node(kubeconfig).take(images.BASE, image_folder)
-    began = time.monotonic()
-    images.build(images.ROOT, image_folder)
-    took = time.monotonic() - began
-    size = images.size(images.IMAGE, image_folder)
-    sys.stdout.write(f"{images.IMAGE}: {size / 1e9:.2f} GB, built in {took:.0f} s\n")
-    return images.tag_by_content(images.IMAGE, image_folder)
 
 
 @pytest.fixture(scope="session")

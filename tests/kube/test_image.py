@@ -43,18 +43,20 @@ def test_it_runs_a_stage_as_nobody_on_a_root_that_cannot_be_written(
         f"""
         mkdir work; sh /opt/project/k8s/base/checkout.sh work >/dev/null; cd work
         cat >params.yaml <<'X'\n{params}\nX
-        id -u; ! touch /opt/venv/x 2>/dev/null; blip --help >help; grep -c pretrain help
+        id -u; if touch /opt/venv/x 2>/dev/null; then exit 9; fi; blip --help >help; grep -c pretrain help
         blip world data
         blip ingest web --out datasets/web
         git --version; dvc --version
-        for tool in gcc cc uv; do ! command -v $tool; done
-        find / -xdev -name '*.env' -path '*secrets*' 2>/dev/null
+        command -v gcc cc uv || true
+        find / -xdev -name '*.env' -path '*secrets*' 2>/dev/null || true
         """,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[0] == "1000"
     assert "git version" in result.stdout
-    assert "secrets" not in result.stdout
+    assert not [
+        line for line in result.stdout.splitlines() if line.startswith("/")
+    ]  # secrets, tools
     assert images.size(image, image_folder) < LIMIT
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.kube
 ROOT = Path(__file__).parents[2]
 OLDER = {"CronJob": "batch/v1beta1", "PodDisruptionBudget": "policy/v1beta1"}
 PORTS = {"postgres": 5432, "s3": 8080, "mlflow": 5000, "prefect": 4200}
-READY = 300.0
+READY = 600.0
 
 # What the official image does at its first start.
 POSTGRES = """
@@ -325,7 +325,7 @@ def test_a_flow_run_is_a_job_of_our_template_and_its_stages_are_jobs(platform: P
         state = platform.prefect("GET", f"flow_runs/{run}")["state"]
         return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-    state = wait_until(ended, 400, lambda: platform.story("flow"))
+    state = wait_until(ended, READY, lambda: platform.story("flow"))
     assert state["type"] == "COMPLETED", (state["message"], platform.story("flow"))
     jobs = {job["metadata"]["name"]: job for job in platform.get("jobs")}
     job = next(j for j in jobs.values() if "prefect.io/flow-run-id" in j["metadata"]["labels"])
