@@ -109,9 +109,9 @@ def reproduce(
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.published import PUBLISHED, Places, load_published
     from blip.benchmarks.reproduce import reproduce as run
+    from blip.benchmarks.reproduction_page import lay_out, to_html, to_markdown
     from blip.errors import DataError
     from blip.files import write_text
-    from blip.report.reproduction import lay_out, to_html, to_markdown
 
     published, files = load_published(table or PUBLISHED), load_catalogue(catalogue or CATALOGUE)
     places = Places(

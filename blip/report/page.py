@@ -5,7 +5,6 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from string import Template
 
 import yaml
 
@@ -15,7 +14,8 @@ from blip.files import digest_json, write_text
 from blip.report.arms import CANDIDATE, read_arms
 from blip.report.cost import cost_section
 from blip.report.curves import curves_section
-from blip.report.figure import CHART_STYLE, Section
+from blip.report.document import to_document
+from blip.report.figure import Section
 from blip.report.filtering import filter_section
 from blip.report.gallery import gallery_section
 from blip.report.headline import headline_section
@@ -25,7 +25,6 @@ from blip.report.versions import read_corpus, read_versions
 
 log = logging.getLogger(__name__)
 
-_FOLDER = Path(__file__).parent
 _PACKAGES = ("torch", "mlflow", "dvc", "prefect", "numpy", "pyarrow")
 
 
@@ -45,12 +44,8 @@ def write_report(config: Config, root: Path, out: Path, pictures: Path | None) -
         DataError: A file is malformed, or the page cannot be written.
     """
     sections = read_sections(config, root)
-    style = (_FOLDER / "page.css").read_text(encoding="utf-8") + CHART_STYLE.read_text(
-        encoding="utf-8"
-    )
-    template = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
-    title = join(f"{config.name}: {sections[0].title}")
-    write_text(out, template.substitute(title=title, style=style, body=_body(config, sections)))
+    title = f"{config.name}: {sections[0].title}"
+    write_text(out, to_document(title, _body(config, sections)))
     log.info("%s: %d kB", out, out.stat().st_size // 1000)
     if pictures is not None:
         for figure in (figure for section in sections for figure in section.figures):

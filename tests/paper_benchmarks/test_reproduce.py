@@ -13,9 +13,9 @@ import yaml
 from blip.benchmarks.catalogue import Catalogue, load_catalogue
 from blip.benchmarks.published import Places, Published, load_published
 from blip.benchmarks.reproduce import Outcome, reproduce
+from blip.benchmarks.reproduction_page import lay_out, to_html, to_markdown
 from blip.errors import ConfigError
 from blip.files import read_json, write_json
-from blip.report.reproduction import lay_out, to_html, to_markdown
 from tests.tiny_benchmark import write_model, write_params, write_test_set
 
 ROOT = Path(__file__).parents[2]

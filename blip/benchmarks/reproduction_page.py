@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 from blip.benchmarks.catalogue import Catalogue
 from blip.benchmarks.listing import how, size
 from blip.benchmarks.published import Places, Published
 from blip.benchmarks.reproduce import Outcome, missing_places
-from blip.report.figure import CHART_STYLE
+from blip.report.document import to_document
 from blip.report.markup import NOTHING, Markup, join, tag
 
 TITLE = "The paper's numbers, and ours"
 TARGET = "What this project set out to reach"
 
-_FOLDER = Path(__file__).parent
 _COLUMNS = ("row", "metrics", "published", "ours", "difference", "state")
 _STATES = {
     "reproduced": "within the table's tolerance",
@@ -68,10 +66,6 @@ def to_markdown(tables: Sequence[Cells], intro: str) -> str:
 
 def to_html(tables: Sequence[Cells], intro: str) -> str:
     """Give the page as HTML that opens from disk."""
-    template = Template((_FOLDER / "page.html").read_text(encoding="utf-8"))
-    style = "".join(
-        path.read_text(encoding="utf-8") for path in (_FOLDER / "page.css", CHART_STYLE)
-    )
     sections = [
         tag(
             "section",
@@ -83,7 +77,7 @@ def to_html(tables: Sequence[Cells], intro: str) -> str:
     ]
     header = tag("header", tag("p", "BLIP"), tag("h1", TITLE))
     body = tag("main", header, tag("p", _inline(intro)), sections)
-    return template.substitute(title=TITLE, style=style, body=body)
+    return to_document(TITLE, body)
 
 
 def _line(outcome: Outcome, name: str) -> list[str]:
