@@ -10,15 +10,15 @@ from blip.cli.options import PARAMS, Force, Metrics, Out, Params, Sets, read_con
 
 
 def vqa(
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data", help="v2_OpenEnded_mscoco_*_questions.json, vqa_val.json, vqa_test.json."
-        ),
-    ],
     out: Out,
     checkpoint: Checkpoint = None,
     predictions: Predictions = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="v2_OpenEnded_mscoco_*_questions.json, vqa_val.json, vqa_test.json."
+        ),
+    ] = None,
     annotations: Annotated[
         Path | None,
         typer.Option("--annotations", help="v2_mscoco_*_annotations.json: what people answered."),
@@ -35,20 +35,26 @@ def vqa(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """VQA v2: the official accuracy, and the submission."""
+    """VQA v2: the official accuracy, and the submission.
+
+    A model is asked the questions of --data. Predictions: [{"question_id", "answer"}], scored by --annotations, or by
+    vqa_val.json as --data.
+    """
     from blip.benchmarks.vqa import evaluate_vqa, open_questions, read_asked, score_vqa
+    from blip.errors import ConfigError
 
     config = read_config(params, sets)
+    told = annotations or data
+    if told is None or (checkpoint and data is None):
+        raise ConfigError("name the questions: --data FILE; predictions need --annotations alone")
     source, seen = (checkpoint, predictions), ("--photos", photos)
     read = {"data": data, "annotations": annotations, "answers": answers}
     with evaluation("vqa", config, source, read, out, metrics, force, seen) as run:
-        if run and run.checkpoint:
+        if run and run.checkpoint and data:
             asked = open_questions(data, annotations)
             evaluate_vqa(config, run.checkpoint, asked, run.seen, answers, run.out, run.tracker)
         elif run and run.predictions:
-            told = open_questions(data, annotations).asked if annotations else read_asked(data)
-            assert told is not None
-            score_vqa(config, run.predictions, told, run.out, run.tracker)
+            score_vqa(config, run.predictions, read_asked(told), run.out, run.tracker)
 
 
 def nlvr(
