@@ -58,11 +58,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of videos as images (`blip.evaluate.features.Images`), those of a video together.
+    """The frames of videos as images that are encoded once, a video at a time: rows are those of one.
 
     Attributes:
         paths: The videos.
-        num_frames: Of each. Rows are read a whole video at a time.
+        num_frames: Of each.
     """
 
     paths: Sequence[Path]

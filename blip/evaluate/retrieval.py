@@ -199,13 +199,8 @@ def _rank(
     with _autocast(model, config):
         text_embeds = embed_texts(model, texts, size)
     num_images, num_texts = len(image_embeds), len(texts)
-    judges = track(
-        _judges(model, images, mine, texts, config),
-        "re-ranking",
-        len(mine),
-        "images",
-        shown=rank() == 0,
-    )
+    judges = _judges(model, images, mine, texts, config)
+    judges = track(judges, "re-ranking", len(mine), "images", shown=rank() == 0)
     of_images, image_scores, of_texts, text_scores = rerank(
         image_embeds, text_embeds, config.evaluate.k, judges, mine, team.gather
     )
