@@ -18,10 +18,13 @@ class Progress:
         total: Number of units.
         unit: The unit's name in the plural.
         done: Units that an earlier, killed run finished.
+        shown: Of several processes that do a share each, one is enough to be seen.
     """
 
-    def __init__(self, name: str, total: int, unit: str = "steps", done: int = 0) -> None:
-        self.name, self.total, self.unit = name, total, unit
+    def __init__(
+        self, name: str, total: int, unit: str = "steps", done: int = 0, shown: bool = True
+    ) -> None:
+        self.name, self.total, self.unit, self._shown = name, total, unit, shown
         self._first, self.done = done, done
         self._started = self._said = time.monotonic()
         self._bar = sys.stderr.isatty()
@@ -31,7 +34,8 @@ class Progress:
         self.done += units
         now = time.monotonic()
         last = self.done >= self.total
-        if not last and now - self._said < (0.2 if self._bar else PLAIN_SECONDS):
+        soon = not last and now - self._said < (0.2 if self._bar else PLAIN_SECONDS)
+        if soon or not self._shown:
             return
         self._said = now
         self._say(now, note, last)
@@ -59,9 +63,9 @@ class Progress:
         sys.stderr.flush()
 
 
-def track(items: Iterable[T], name: str, total: int, unit: str) -> Iterator[T]:
+def track(items: Iterable[T], name: str, total: int, unit: str, shown: bool = True) -> Iterator[T]:
     """Give the items, showing progress after each."""
-    progress = Progress(name, total, unit)
+    progress = Progress(name, total, unit, shown=shown)
     for item in items:
         yield item
         progress.advance()

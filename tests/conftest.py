@@ -22,6 +22,16 @@ settings.register_profile("patient", deadline=None)  # a busy machine is no fail
 settings.load_profile("patient")
 
 
+@pytest.fixture(autouse=True)
+def feature_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Keep image tokens in a folder of this test's own."""
+    folder = tmp_path_factory.mktemp("cache") / "features"
+    monkeypatch.setenv("BLIP_FEATURE_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with the reference outputs and real photos; tests that need it are skipped without."""

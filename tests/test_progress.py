@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from blip import progress
-from blip.progress import Progress
+from blip.progress import Progress, track
 
 # Half of the work was done by an earlier run; this one does 20 steps a second.
 PROGRAM = """
@@ -77,3 +77,9 @@ def test_the_end_is_said_once_in_plain_lines(
     assert lines[0] == "pretrain  25% 1002/4000 steps 0.25/s 3:19:52 left"
     assert lines[-1] == "pretrain 100% 4000/4000 steps 0.25/s done in 3:20:00"
     assert sum("done" in line for line in lines) == 1
+
+
+def test_one_of_several_processes_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        assert list(track("ab", "answering", 2, "photos", shown)) == ["a", "b"]
+    assert capsys.readouterr().err.count("answering 100% 2/2 photos") == 1

@@ -11,27 +11,25 @@ of microsoft/CommercialAdsDataset, which have no header.
 
 import base64
 import binascii
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from blip.benchmarks.records import numbered, require, score, text
 from blip.config import Config
 from blip.data.images import decode_image
-from blip.data.loader import ahead
 from blip.data.sources import field, read_lines
 from blip.data.tasks import MAX_PIXELS
 from blip.data.text import clean_caption
-from blip.data.transforms import evaluation_resize, normalise
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
-from blip.evaluate.evaluation_set import THREADS
+from blip.evaluate.evaluation_set import stack
 from blip.evaluate.network import open_network
 from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
@@ -99,11 +97,14 @@ class EncodedImages:
     The file, of gigabytes, is read through once, for the places of the wanted lines; of an id that
     stands twice the first counts.
 
+    Attributes:
+        names: The ids that were wanted and found, sorted: the order of the images.
+
     Raises:
         DataError: It is unreadable or breaks a rule.
     """
 
-    def __init__(self, path: Path, wanted: Sequence[str]) -> None:
+    def __init__(self, path: Path, wanted: Iterable[str]) -> None:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         names, place = set(wanted), 0
@@ -120,9 +121,19 @@ class EncodedImages:
                     place += len(line)
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self.names = sorted(self._places)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def digests(self, rows: range) -> list[str]:
+        """See `Photos.digests`."""
+        names = self.names[rows.start : rows.stop]
+        return [hashlib.sha256(self._content(name)).hexdigest() for name in names]
+
+    def pixels(self, rows: range, size: int) -> Tensor:
+        """See `Photos.pixels`."""
+        return stack([self.read(name) for name in self.names[rows.start : rows.stop]], size)
 
     def read(self, name: str) -> Tensor:
         """Decode a photo: (3, H, W) uint8.
@@ -130,14 +141,23 @@ class EncodedImages:
         Raises:
             DataError: It is damaged.
         """
+        try:
+            return decode_image(self._content(name), MAX_PIXELS)
+        except DataError as error:
+            raise self._damaged(name, error) from None
+
+    def _content(self, name: str) -> bytes:
         start, size = self._places[name]
         with self._path.open("rb") as file:
             file.seek(start)
             content = file.read(size).rstrip(b"\r\n")
         try:
-            return decode_image(base64.b64decode(content, validate=True), MAX_PIXELS)
-        except (binascii.Error, DataError) as error:
-            raise DataError(f"{self._path}: photo {name}: {error}: fetch the file again") from None
+            return base64.b64decode(content, validate=True)
+        except binascii.Error as error:
+            raise self._damaged(name, error) from None
+
+    def _damaged(self, name: str, error: Exception) -> DataError:
+        return DataError(f"{self._path}: photo {name}: {error}: fetch the file again")
 
 
 def evaluate_ads(
@@ -166,25 +186,25 @@ def evaluate_ads(
         DataError: A file breaks a rule, or a photo is missing or damaged.
     """
     ads = read_ads(data, label_column)
-    images = EncodedImages(photos, [ad.image for ad in ads])
-    missing = [ad.row for ad in ads if ad.image not in images]
+    images = EncodedImages(photos, (ad.image for ad in ads))
+    place = {name: number for number, name in enumerate(images.names)}
+    missing = [ad.row for ad in ads if ad.image not in place]
     if missing and (not skip_missing or len(missing) == len(ads)):
         raise DataError(
             f"{photos}: lacks the photos of lines {name_some(missing)} of {data}: fetch the whole "
             "file, or leave these pairs out, which is reported, by --skip-missing"
         )
-    ads = sorted((ad for ad in ads if ad.image in images), key=lambda ad: ad.image)
+    ads = sorted((ad for ad in ads if ad.image in place), key=lambda ad: ad.image)
     model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
     limits = config.finetune.retrieval
-    names, owner = np.unique([ad.image for ad in ads], return_inverse=True)
     queries, rows = np.unique([ad.query for ad in ads], return_inverse=True)
     cleaned = [clean_caption(str(query), limits.max_words) for query in queries]
     found = score_pairs(
         model,
-        _batches(images, names.tolist(), model.image_size, config.evaluate.batch_size),
+        images,
         Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
         rows,
-        owner,
+        np.array([place[ad.image] for ad in ads]),
         config.evaluate,
     )
     scores = {"itm": found.itm, "itc": found.itc}
@@ -209,19 +229,6 @@ def score_ads(
     require_one_each(rows, [ad.row for ad in ads], predictions, data)
     scores = {"predicted": np.array([given[ad.row] for ad in ads])}
     _report(config, ads, scores, 0, out, tracker)
-
-
-def _batches(
-    images: EncodedImages, names: Sequence[str], size: int, batch_size: int
-) -> Iterator[Tensor]:
-    """Give photos as (B, 3, S, S) float32, decoded ahead by threads."""
-
-    def load(batch: int) -> tuple[Tensor, ...]:
-        chosen = names[batch * batch_size : (batch + 1) * batch_size]
-        return (torch.stack([evaluation_resize(images.read(name), size) for name in chosen]),)
-
-    for (pixels,) in ahead(load, range(-(-len(names) // batch_size)), THREADS):
-        yield normalise(pixels)
 
 
 def _report(

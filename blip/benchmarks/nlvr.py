@@ -20,9 +20,11 @@ from blip.config import Config
 from blip.data.annotations import Statement, read_statements
 from blip.data.sources import field, is_json_list, json_lines, read_lines
 from blip.data.text import clean_caption, has_words
+from blip.distributed import Team, rank
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
-from blip.evaluate.evaluation_set import photo_batches, require_photos
+from blip.evaluate.evaluation_set import Photos, require_photos
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network
 from blip.evaluate.results import report
 from blip.files import write_text
@@ -181,6 +183,8 @@ def judge_statements(
 ) -> list[bool]:
     """Judge statements, those about a pair of photos together: it is encoded and projected once.
 
+    Processes that torchrun started share the pairs.
+
     Args:
         network: A model with the parts `nlvr`.
         config: `evaluate` gives how many pairs, and statements, are read at once.
@@ -197,21 +201,21 @@ def judge_statements(
     by_pair: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for number, statement in enumerate(statements):
         by_pair[statement.images].append(number)
-    pairs, size = list(by_pair), config.evaluate.batch_size
-    progress = Progress("judging", len(statements), "statements")
-    verdicts = torch.zeros(len(statements), dtype=torch.bool)
-    files = [photos / name for pair in pairs for name in pair]
-    batches = photo_batches(files, model.image_size, 2 * size)
-    for start, pixels in zip(range(0, len(pairs), size), batches, strict=True):
-        own = [by_pair[pair] for pair in pairs[start : start + size]]
+    own_of = list(by_pair.values())
+    size, precision, team = config.evaluate.batch_size, config.evaluate.precision, Team()
+    mine = team.share(2 * len(by_pair), 2 * size)
+    progress = Progress("judging", len(mine) // 2, "pairs", shown=rank() == 0)
+    verdicts: list[tuple[int, bool]] = []
+    images = Photos([photos / name for pair in by_pair for name in pair])
+    for rows, tokens in image_tokens(model, images, 2 * size, precision, mine):
+        own = own_of[rows.start // 2 : rows.stop // 2]
         numbers = torch.tensor([number for each in own for number in each])
         owner = torch.repeat_interleave(torch.tensor([len(each) for each in own]))
         texts = [clean_caption(statements[n].sentence, STATEMENT_WORDS) for n in numbers.tolist()]
         encoded = Texts(*tokenizer.encode(texts, model.config.text.max_positions))
         readers = max(map(len, own)) * encoded.token_ids.shape[1]
-        with autocast(device, config.evaluate.precision):
-            tokens = model.encode_images(pixels.to(device).view(-1, 2, *pixels.shape[1:]))
-            memory = model.project_images(tokens, readers)
+        with autocast(device, precision):
+            memory = model.project_images(tokens.reshape(len(own), -1, tokens.shape[2]), readers)
             for places, ids, mask in encoded.batches(torch.arange(len(numbers)), size):
                 index = owner[places].to(device)
                 logits = model.classify(ids.to(device), mask.to(device), memory, index)
@@ -219,9 +223,10 @@ def judge_statements(
                     raise CheckpointError(
                         "the model's scores of statements are not numbers: its weights are damaged"
                     )
-                verdicts[numbers[places]] = (logits[:, 1] > logits[:, 0]).cpu()
-        progress.advance(len(numbers))
-    return verdicts.tolist()
+                said = (logits[:, 1] > logits[:, 0]).tolist()
+                verdicts += zip(numbers[places].tolist(), said, strict=True)
+        progress.advance(len(own))
+    return [verdict for _, verdict in sorted(team.gather(verdicts))]
 
 
 def statistics(per_sentence: pa.Table) -> dict[str, Statistic]:

@@ -28,6 +28,7 @@ from blip.data.loader import ahead
 from blip.data.sources import field
 from blip.data.tasks import read_photo
 from blip.data.transforms import evaluation_resize, normalise
+from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import THREADS, require_photos
@@ -39,7 +40,7 @@ from blip.metrics.ids import require_one_each
 from blip.models.blip import Blip
 from blip.models.device import autocast
 from blip.models.matching import Texts, embed_texts
-from blip.progress import track
+from blip.progress import Progress
 from blip.tracker import Tracker
 
 TASK = "ovad"
@@ -138,6 +139,8 @@ def evaluate_ovad(
 ) -> None:
     """Measure a model: mean average precision over all, head, medium and tail attributes, in percent.
 
+    Processes that torchrun started share the boxes.
+
     Args:
         config: `evaluate` is read.
         checkpoint: Of a model that matches.
@@ -156,18 +159,18 @@ def evaluate_ovad(
     sentences = [sentence for attribute in attributes for sentence in attribute.sentences]
     texts = Texts(*tokenizer.encode(sentences, MAX_TOKENS))
     first = np.cumsum([0] + [len(attribute.sentences) for attribute in attributes[:-1]])
-    scores = np.empty((len(boxes), len(attributes)), dtype=np.float32)
-    size = config.evaluate.batch_size
-    batches = _crops(boxes, photos, model.image_size, size)
+    size, team = config.evaluate.batch_size, Team()
+    mine = team.share(len(boxes), size)
+    progress = Progress("scoring", len(mine), "boxes", shown=rank() == 0)
+    scores: list[NDArray[np.float32]] = []
     with torch.inference_mode(), autocast(device, config.evaluate.precision):
         embeds = embed_texts(model, texts, size)
-    for start, crops in track(batches, "scoring boxes", -(-len(boxes) // size), "batches"):
+    for crops in _crops(boxes[mine.start : mine.stop], photos, model.image_size, size):
         with torch.inference_mode(), autocast(device, config.evaluate.precision):
             cosine = _embed(model, crops.to(device)) @ embeds.T
-        scores[start : start + len(crops)] = np.maximum.reduceat(
-            cosine.float().cpu().numpy(), first, axis=1
-        )
-    _report(config, attributes, boxes, scores, out, tracker)
+        scores.append(np.maximum.reduceat(cosine.float().cpu().numpy(), first, axis=1))
+        progress.advance(len(crops))
+    _report(config, attributes, boxes, np.concatenate(team.gather(scores)), out, tracker)
 
 
 def score_ovad(config: Config, predictions: Path, data: Path, out: Path, tracker: Tracker) -> None:
@@ -211,10 +214,8 @@ def _embed(model: Blip, crops: Tensor) -> Tensor:
     return model.embed_image(model.vision(normalise(crops), pooled=True))
 
 
-def _crops(
-    boxes: Sequence[Box], photos: Path, size: int, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Give the crops of boxes, batch by batch (b, 3, S, S) uint8, and the number of the first.
+def _crops(boxes: Sequence[Box], photos: Path, size: int, batch_size: int) -> Iterator[Tensor]:
+    """Give the crops of boxes, batch by batch (b, 3, S, S) uint8.
 
     The boxes of a photo stand together, so that threads decode each photo once.
     """
@@ -229,14 +230,14 @@ def _crops(
         cut = [crop(image, box, path) for box in of_photo[names[number]]]
         return (torch.stack([evaluation_resize(part, size, Resampling.BILINEAR) for part in cut]),)
 
-    waiting, start = torch.empty(0, 3, size, size, dtype=torch.uint8), 0
+    waiting = torch.empty(0, 3, size, size, dtype=torch.uint8)
     for (crops,) in ahead(load, range(len(names)), THREADS):
         waiting = torch.cat([waiting, crops])
         while len(waiting) >= batch_size:
-            yield start, waiting[:batch_size]
-            waiting, start = waiting[batch_size:], start + batch_size
+            yield waiting[:batch_size]
+            waiting = waiting[batch_size:]
     if len(waiting):
-        yield start, waiting
+        yield waiting
 
 
 class _Precisions:

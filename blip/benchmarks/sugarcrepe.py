@@ -21,7 +21,7 @@ from blip.data.sources import field
 from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
-from blip.evaluate.evaluation_set import photo_batches, require_photos
+from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.network import open_network
 from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
@@ -108,7 +108,7 @@ def evaluate_sugarcrepe(
     cleaned = [clean_caption(caption, limits.max_words) for caption in captions]
     found = score_pairs(
         model,
-        photo_batches(paths, model.image_size, config.evaluate.batch_size),
+        Photos(paths),
         Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
         np.arange(len(captions)),
         np.repeat([place[contrast.image] for contrast in sorted_], 2),

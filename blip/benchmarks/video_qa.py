@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from blip.benchmarks.records import numbered, question_text, require, text
-from blip.benchmarks.video_retrieval import video_frames
+from blip.benchmarks.video_retrieval import Frames, video_tokens
 from blip.config import Config
 from blip.data.sources import field, read_lines
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question
-from blip.data.transforms import normalise
 from blip.data.video import Videos
+from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.network import open_network
@@ -137,7 +137,8 @@ def evaluate_video_qa(
 ) -> None:
     """Measure a model: accuracy in percent; of ActivityNet-QA also by type.
 
-    Writes `predictions.json` too, in the form that `score_video_qa` reads.
+    Processes that torchrun started share the videos. Writes `predictions.json` too, in the form that
+    `score_video_qa` reads.
 
     Args:
         config: `evaluate` is read, but for its candidates.
@@ -158,19 +159,18 @@ def evaluate_video_qa(
     of_video: dict[Path, list[int]] = {}
     for number, question in enumerate(questions):
         of_video.setdefault(folder.find(question.video), []).append(number)
-    model, tokenizer, device = open_network(checkpoint, "vqa", config.threads)
+    model, tokenizer, _ = open_network(checkpoint, "vqa", config.threads)
     answerer = _Answerer(model, tokenizer, candidates, config)
-    predicted = [""] * len(questions)
-    frames = video_frames(list(of_video), NUM_FRAMES, model.image_size)
-    watched = zip(
-        track(frames, "answering", len(of_video), "videos"), of_video.values(), strict=True
-    )
-    for video, numbers in watched:
-        with torch.inference_mode(), autocast(device, config.evaluate.precision):
-            tokens = model.encode_images(normalise(video.to(device))[None])
+    team, frames = Team(), Frames(list(of_video), NUM_FRAMES)
+    mine = team.share(len(of_video), 1)
+    watched = video_tokens(model, frames, config.evaluate.precision, mine)
+    watched = track(watched, "answering", len(mine), "videos", shown=rank() == 0)
+    answered: list[tuple[int, str]] = []
+    asked_of = list(of_video.values())[mine.start : mine.stop]
+    for tokens, numbers in zip(watched, asked_of, strict=True):
         asked = [questions[number].question for number in numbers]
-        for number, answer in zip(numbers, answerer(tokens, asked), strict=True):
-            predicted[number] = answer
+        answered += zip(numbers, answerer(tokens, asked), strict=True)
+    predicted = [answer for _, answer in sorted(team.gather(answered))]
     rows = [
         {"question_id": question.question_id, "answer": answer}
         for question, answer in zip(questions, predicted, strict=True)

@@ -8,7 +8,6 @@ Source: BLIP.md 5.6; `eval_retrieval_video.py` and `configs/retrieval_msrvtt.yam
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,20 +20,22 @@ from torch import Tensor
 
 from blip.benchmarks.records import read_matrices, require, text
 from blip.config import Config, Evaluate
-from blip.data.loader import ahead
-from blip.data.sources import field, is_safe, read_lines
+from blip.data.sources import field, is_safe, json_lines, read_lines
 from blip.data.text import clean_caption
 from blip.data.transforms import normalise
 from blip.data.video import Videos, read_frames
+from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of, median
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
 from blip.evaluate.retrieval import CUTS, Integers, Judge, ranks, rerank
+from blip.files import digest_file
 from blip.metrics.ids import require_one_each
 from blip.metrics.ranking import ranks as ranks_of_all
 from blip.models.blip import Blip
-from blip.models.device import autocast
+from blip.models.device import Precision, autocast
 from blip.models.matching import Texts, embed_texts, match_texts
 from blip.models.med import Memory
 from blip.progress import track
@@ -45,7 +46,6 @@ TASK = "video_retrieval"
 NUM_FRAMES = 8
 MAX_WORDS, MAX_TOKENS = 40, 35
 CANDIDATES = 128  # of a query, or all where there are fewer
-DECODERS = 2  # videos that are decoded while the model works on the one before
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,41 @@ class Clip:
 
     name: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of videos as images that are encoded once, a video at a time: rows are those of one.
+
+    Attributes:
+        paths: The videos.
+        num_frames: Of each.
+    """
+
+    paths: Sequence[Path]
+    num_frames: int
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.num_frames
+
+    def digests(self, rows: range) -> list[str]:
+        """Give what tells the frames of a video: its bytes, and how many are taken of it.
+
+        Raises:
+            DataError: The video is missing.
+        """
+        return [digest_file(self._path(rows)), str(self.num_frames)]
+
+    def pixels(self, rows: range, size: int) -> Tensor:
+        """Read the frames of a video: (F, 3, S, S) float32.
+
+        Raises:
+            DataError: The video is missing, cut short or damaged.
+        """
+        return normalise(read_frames(self._path(rows), self.num_frames, size))
+
+    def _path(self, rows: range) -> Path:
+        return self.paths[rows.start // self.num_frames]
 
 
 def read_clips(path: Path) -> list[Clip]:
@@ -81,6 +116,8 @@ def evaluate_video_retrieval(
     config: Config, checkpoint: Path, data: Path, videos: Path, out: Path, tracker: Tracker
 ) -> None:
     """Measure a model: R@1/5/10 both ways in percent, their means, and the median rank of videos.
+
+    Processes that torchrun started share the videos.
 
     Args:
         config: `evaluate` is read, but for its candidates.
@@ -128,13 +165,18 @@ def _rank(
     model: Blip, paths: Sequence[Path], texts: Texts, settings: Evaluate
 ) -> tuple[Integers, Integers]:
     """Give the rank of every video's text, and of every text's video."""
-    tokens = track(_encode(model, paths, settings), "finding", len(paths), "videos")
-    video_embeds = torch.cat([model.embed_image(video, NUM_FRAMES) for video in tokens])
-    with autocast(video_embeds.device, settings.precision):
+    device, team = model.match_head.weight.device, Team()
+    mine, shown = team.share(len(paths), 1), rank() == 0
+    frames = Frames(paths, NUM_FRAMES)
+    watched = video_tokens(model, frames, settings.precision, mine)
+    watched = track(watched, "finding", len(mine), "videos", shown)
+    embeds = team.gather([model.embed_image(tokens, NUM_FRAMES).cpu() for tokens in watched])
+    with autocast(device, settings.precision):
         text_embeds = embed_texts(model, texts, settings.batch_size)
-    judges = track(_judges(model, paths, texts, settings), "re-ranking", len(paths), "videos")
+    judges = _judges(model, frames, mine, texts, settings)
+    judges = track(judges, "re-ranking", len(mine), "videos", shown)
     of_videos, video_scores, of_texts, text_scores = rerank(
-        video_embeds, text_embeds, CANDIDATES, judges
+        torch.cat(embeds).to(device), text_embeds, CANDIDATES, judges, mine, team.gather
     )
     order, count = np.arange(len(paths)), len(paths)
     return (
@@ -144,9 +186,9 @@ def _rank(
 
 
 def _judges(
-    model: Blip, paths: Sequence[Path], texts: Texts, settings: Evaluate
+    model: Blip, frames: Frames, mine: range, texts: Texts, settings: Evaluate
 ) -> Iterator[Judge]:
-    """Give the judge of every video, one at a time: its projections are some hundred megabytes."""
+    """Give the judges of some videos, one at a time: its projections are some hundred megabytes."""
 
     def judge(memory: Memory, wanted: Integers) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         with autocast(memory.device, settings.precision):
@@ -154,33 +196,24 @@ def _judges(
             logits = match_texts(model, texts, rows, memory, None, settings.batch_size)
         return logits[:, 1].cpu().numpy()
 
-    for tokens in _encode(model, paths, settings):
+    for tokens in video_tokens(model, frames, settings.precision, mine):
         with autocast(tokens.device, settings.precision):
             memory = model.project_images(tokens)
         yield partial(judge, memory)
 
 
-def _encode(model: Blip, paths: Sequence[Path], settings: Evaluate) -> Iterator[Tensor]:
-    """Give the tokens (1, F * N, D) of all videos, one by one."""
-    device = model.match_head.weight.device
-    for frames in video_frames(paths, NUM_FRAMES, model.image_size):
-        with autocast(device, settings.precision):
-            tokens = model.encode_images(normalise(frames.to(device))[None])
-        yield tokens
-
-
-def video_frames(paths: Sequence[Path], num_frames: int, size: int) -> Iterator[Tensor]:
-    """Give the frames (F, 3, S, S) uint8 of videos one by one, decoded ahead by threads.
+def video_tokens(
+    model: Blip, frames: Frames, precision: Precision, mine: range
+) -> Iterator[Tensor]:
+    """Give the tokens (1, F * N, D) of some videos, one by one.
 
     Raises:
         DataError: A video is missing, cut short or damaged.
     """
-
-    def load(number: int) -> tuple[Tensor, ...]:
-        return (read_frames(paths[number], num_frames, size),)
-
-    for (frames,) in ahead(load, range(len(paths)), DECODERS):
-        yield frames
+    count = frames.num_frames
+    rows = range(mine.start * count, mine.stop * count)
+    for _, tokens in image_tokens(model, frames, count, precision, rows):
+        yield tokens.reshape(1, -1, tokens.shape[2])
 
 
 def _report(
@@ -211,12 +244,7 @@ def _report(
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: is not JSON: {error}: mend the file") from None
+    for where, item in json_lines(path):
         yield where, field(item, "clip_name", str, where), field(item, "caption", str, where)
 
 

@@ -25,9 +25,11 @@ from blip.config import Config
 from blip.data.dialogs import OPTIONS, Dialog, DialogSet, Key, Round
 from blip.data.sources import field, json_items
 from blip.data.text import Tokenizer, clean_caption
+from blip.distributed import Team, rank
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
-from blip.evaluate.evaluation_set import photo_batches, require_photos
+from blip.evaluate.evaluation_set import Photos, require_photos
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network
 from blip.evaluate.results import report
 from blip.files import write_text
@@ -36,7 +38,7 @@ from blip.metrics.visdial import ndcg, require_ranks, sparse, to_ranks
 from blip.models.device import autocast
 from blip.models.matching import Texts, match_texts
 from blip.models.med import Memory
-from blip.progress import track
+from blip.progress import Progress
 from blip.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,8 @@ def score_answers(
 ) -> dict[Key, NDArray[np.float32]]:
     """Score the options of every round that has any; a photo is encoded and projected once.
 
+    Processes that torchrun started share the dialogs.
+
     Args:
         network: A model that matches, whose image and text tokens are equally wide.
         config: `evaluate` gives how many photos, and texts, are read at once.
@@ -126,22 +130,23 @@ def score_answers(
         CheckpointError: A score is not a number.
     """
     model, tokenizer, device = network
-    size = config.evaluate.batch_size
-    files = [photos / dialogs.photo(dialog) for dialog in dialogs.dialogs]
-    batches = enumerate(photo_batches(files, model.image_size, size))
+    size, precision, team = config.evaluate.batch_size, config.evaluate.precision, Team()
+    images = Photos([photos / dialogs.photo(dialog) for dialog in dialogs.dialogs])
+    mine = team.share(len(images), size)
+    progress = Progress("ranking", len(mine), "dialogs", shown=rank() == 0)
     scores: dict[Key, NDArray[np.float32]] = {}
-    for batch, pixels in track(batches, "ranking", -(-len(files) // size), "batches"):
-        some = dialogs.dialogs[batch * size : (batch + 1) * size]
+    for rows, tokens in image_tokens(model, images, size, precision, mine):
+        some = dialogs.dialogs[rows.start : rows.stop]
         captions = [clean_caption(dialog.caption, sys.maxsize) for dialog in some]
         encoded = tokenizer.encode(captions, model.config.text.max_positions)
         ids, mask = (each.to(device) for each in encoded)
-        with autocast(device, config.evaluate.precision):
-            tokens = model.encode_image(pixels.to(device))
+        with autocast(device, precision):
             memory = model.project_captioned(tokens, model.encode_text(ids, mask), mask)
             for place, dialog in enumerate(some):
                 own = memory.select(slice(place, place + 1))
                 scores |= _score_dialog(network, dialog, own, size)
-    return scores
+                progress.advance()
+    return dict(team.gather(list(scores.items())))
 
 
 def _score_dialog(

@@ -21,9 +21,11 @@ from blip.data.annotations import Question, read_answer_list, read_questions
 from blip.data.sources import field, is_json_list, json_items
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question, has_words
+from blip.distributed import Team, rank
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
-from blip.evaluate.evaluation_set import photo_batches, require_photos
+from blip.evaluate.evaluation_set import Photos, require_photos
+from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network
 from blip.evaluate.results import report
 from blip.evaluate.vqa import (
@@ -192,6 +194,8 @@ def answer_questions(
 ) -> dict[int, str]:
     """Answer questions, those about a photo together: it is encoded and projected once.
 
+    Processes that torchrun started share the photos.
+
     Args:
         network: A model with the parts `vqa`.
         config: `evaluate` gives how many photos, and questions, are read at once.
@@ -209,26 +213,28 @@ def answer_questions(
     by_photo: defaultdict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_photo[question.image].append(question)
-    names, size = list(by_photo), config.evaluate.batch_size
+    names, own_of = list(by_photo), list(by_photo.values())
+    size, precision, team = config.evaluate.batch_size, config.evaluate.precision, Team()
+    mine = team.share(len(names), size)
     choose = None if candidates is None else _Chooser(network, candidates)
-    progress = Progress("answering", len(questions), "questions")
-    answers: dict[int, str] = {}
-    batches = photo_batches([photos / name for name in names], model.image_size, size)
-    for start, pixels in zip(range(0, len(names), size), batches, strict=True):
-        own = [by_photo[name] for name in names[start : start + size]]
+    progress = Progress("answering", len(mine), "photos", shown=rank() == 0)
+    answers: list[tuple[int, str]] = []
+    images = Photos([photos / name for name in names])
+    for rows, tokens in image_tokens(model, images, size, precision, mine):
+        own = own_of[rows.start : rows.stop]
         asked = [question for each in own for question in each]
         owner = torch.repeat_interleave(torch.tensor([len(each) for each in own]))
         texts = _encode(tokenizer, asked)
         readers = max(map(len, own)) * texts.token_ids.shape[1]
-        with autocast(device, config.evaluate.precision):
-            images = model.project_images(model.encode_image(pixels.to(device)), readers)
+        with autocast(device, precision):
+            memory = model.project_images(tokens, readers)
             for places, ids, mask in texts.batches(torch.arange(len(asked)), size):
-                grounded = ground_questions(model, images, Texts(ids, mask), owner[places])
+                grounded = ground_questions(model, memory, Texts(ids, mask), owner[places])
                 said = _write(network, grounded) if choose is None else choose(grounded)
                 for place, answer in zip(places.tolist(), said, strict=True):
-                    answers[asked[place].question_id] = answer
-        progress.advance(len(asked))
-    return answers
+                    answers.append((asked[place].question_id, answer))
+        progress.advance(len(rows))
+    return dict(team.gather(answers))
 
 
 class _Chooser:

@@ -53,15 +53,7 @@ def retrieval(
     config = read_config(params, sets)
     source, read = (checkpoint, predictions), {"data": data}
     with evaluation(
-        "retrieval",
-        config,
-        source,
-        read,
-        out,
-        metrics,
-        force,
-        section=limits(config),
-        together=True,
+        "retrieval", config, source, read, out, metrics, force, section=limits(config)
     ) as run:
         if run and run.checkpoint:
             images = open_evaluation_set(data, photos)
@@ -104,7 +96,7 @@ def captioning(
         raise ConfigError(f"{told}: captions are read from JSON: name such a file")
     source, read = (checkpoint, predictions), {"data": data, "annotations": annotations}
     with evaluation(
-        "captioning", config, source, read, out, metrics, force, section=section, together=True
+        "captioning", config, source, read, out, metrics, force, section=section
     ) as run:
         if run and run.predictions:
             score_coco_captions(config, run.predictions, told, run.out, run.tracker)
@@ -149,9 +141,7 @@ def nocaps(
     section = {"prompt": config.finetune.captioning.prompt, "java": computable()}
     source, read = (checkpoint, predictions), {"data": data, "annotations": annotations}
     seen = "--photos", photos
-    with evaluation(
-        "nocaps", config, source, read, out, metrics, force, seen, section, together=True
-    ) as run:
+    with evaluation("nocaps", config, source, read, out, metrics, force, seen, section) as run:
         if run and run.predictions and annotations:
             score_nocaps(config, run.predictions, annotations, run.out, run.tracker)
         elif run and run.checkpoint and data:

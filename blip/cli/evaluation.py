@@ -57,10 +57,10 @@ def evaluation(
     force: bool,
     seen: tuple[str, Path | None] | None = None,
     section: Mapping[str, Any] | None = None,
-    together: bool = False,
 ) -> Iterator[Run | None]:
     """Run an evaluation as a stage, of a checkpoint or of predictions; None where it is done already.
 
+    The processes that torchrun started are one stage, and share the work on a checkpoint.
     Folders of photos and videos are known by the names in the annotations, not by content: they are
     gigabytes.
 
@@ -74,7 +74,6 @@ def evaluation(
         force: Do it again.
         seen: What a model looks at, and the option that names it, where it must be named.
         section: What else decides the result, beside `evaluate`.
-        together: Whether processes that torchrun starts share the work.
 
     Raises:
         ConfigError: Neither of the sources is named, or both are; or a model has nothing to look at.
@@ -91,7 +90,7 @@ def evaluation(
     named = {"model": model, "predictions": predictions, **read}
     inputs = {role: [path] for role, path in named.items() if path is not None}
     whole = {"task": task, **(section or {}), **sections(config, "seed", "threads", "evaluate")}
-    with stage("evaluate", out, inputs, whole, config, metrics, force, together) as running:
+    with stage("evaluate", out, inputs, whole, config, metrics, force, together=True) as running:
         if running is None:
             yield None
         else:

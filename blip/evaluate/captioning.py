@@ -87,7 +87,7 @@ def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> d
     prompt = tokenizer.prompt(config.finetune.captioning.prompt)
     precision, team = config.evaluate.precision, Team()
     mine = team.share(len(images), decoding.batch_size)
-    progress = Progress("captioning", len(mine), "images") if rank() == 0 else None
+    progress = Progress("captioning", len(mine), "images", shown=rank() == 0)
     captions: list[str] = []
     for rows, tokens in image_tokens(model, images, decoding.batch_size, precision, mine):
         draws = [seeded_generator(config.seed, key) for key in images.keys[rows.start : rows.stop]]
@@ -95,8 +95,7 @@ def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> d
             memory = model.project_images(tokens, decoding.num_readers)
             written = generate(model, memory, prompt, decoding, draws)
         captions += [tokenizer.decode(ids) for ids in written]
-        if progress:
-            progress.advance(len(rows))
+        progress.advance(len(rows))
     return dict(zip(images.keys, team.gather(captions), strict=True))
 
 

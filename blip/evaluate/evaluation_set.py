@@ -44,7 +44,7 @@ class Photos:
         Raises:
             DataError: An image is missing, was changed or cannot be decoded; it is named.
         """
-        return _stack([read_photo(photo) for photo in self.paths[rows.start : rows.stop]], size)
+        return stack([read_photo(photo) for photo in self.paths[rows.start : rows.stop]], size)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class EvaluationSet:
     def pixels(self, rows: range, size: int) -> Tensor:
         """See `Photos.pixels`."""
         if isinstance(self.images, Dataset):
-            return _stack([i.read(row) for i, row in self._stored[rows.start : rows.stop]], size)
+            return stack([i.read(row) for i, row in self._stored[rows.start : rows.stop]], size)
         return Photos(self.images).pixels(rows, size)
 
     @functools.cached_property
@@ -99,7 +99,8 @@ class EvaluationSet:
         return [(images, row) for images in opened for row in range(len(images))]
 
 
-def _stack(images: list[Tensor], size: int) -> Tensor:
+def stack(images: Sequence[Tensor], size: int) -> Tensor:
+    """Make images (3, H, W) uint8 what a model reads: (B, 3, S, S) float32."""
     return normalise(torch.stack([evaluation_resize(image, size) for image in images]))
 
 
@@ -144,18 +145,3 @@ def require_photos(photos: Iterable[Path]) -> None:
         raise DataError(
             f"photos are missing: {name_some(missing)}: name the folder that they lie in by --photos"
         )
-
-
-def photo_batches(photos: Sequence[Path], size: int, batch_size: int) -> Iterator[Tensor]:
-    """Give photos as (B, 3, S, S) float32, decoded ahead by threads.
-
-    Raises:
-        DataError: A photo is missing or cannot be decoded; it is named.
-    """
-
-    def load(batch: int) -> tuple[Tensor, ...]:
-        chosen = photos[batch * batch_size : (batch + 1) * batch_size]
-        return (torch.stack([evaluation_resize(read_photo(photo), size) for photo in chosen]),)
-
-    for (pixels,) in ahead(load, range(-(-len(photos) // batch_size)), THREADS):
-        yield normalise(pixels)

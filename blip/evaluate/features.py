@@ -42,7 +42,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def digests(self, rows: range) -> list[str]:
-        """Give the sha256 of the bytes of some."""
+        """Give what tells some of them from all others: the sha256 of their bytes."""
 
     def pixels(self, rows: range, size: int) -> Tensor:
         """Read some: (B, 3, S, S)."""

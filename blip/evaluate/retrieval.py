@@ -199,9 +199,8 @@ def _rank(
     with _autocast(model, config):
         text_embeds = embed_texts(model, texts, size)
     num_images, num_texts = len(image_embeds), len(texts)
-    judges: Iterable[Judge] = _judges(model, images, mine, texts, config)
-    if rank() == 0:
-        judges = track(judges, "re-ranking", len(mine), "images")
+    judges = _judges(model, images, mine, texts, config)
+    judges = track(judges, "re-ranking", len(mine), "images", shown=rank() == 0)
     of_images, image_scores, of_texts, text_scores = rerank(
         image_embeds, text_embeds, config.evaluate.k, judges, mine, team.gather
     )

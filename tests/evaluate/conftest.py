@@ -16,16 +16,6 @@ from blip.models.checkpoint import save_model
 from blip.tracker import NullTracker
 
 
-@pytest.fixture(autouse=True)
-def feature_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Keep image tokens in a folder of this test's own."""
-    folder = tmp_path_factory.mktemp("cache") / "features"
-    monkeypatch.setenv("BLIP_FEATURE_CACHE", str(folder))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def test_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """Give a configuration and 12 images with their captions, in two shards."""

@@ -16,13 +16,25 @@ OWNER = np.array([0, 0, 1, 3, 3, 3, 4])  # image 2 has no pair
 ROWS = np.array([2, 0, 0, 1, 2, 0, 1])
 
 
+class Noise:
+    """Five images."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def digests(self, rows: range) -> list[str]:
+        return list(map(str, rows))
+
+    def pixels(self, rows: range, size: int) -> torch.Tensor:
+        images = torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+        return images[rows.start : rows.stop]
+
+
 def score(model: Path, config: Config, **settings: object) -> PairScores:
     network, tokenizer, _ = open_network(model, "matching", 1)
     texts = Texts(*tokenizer.encode(["a red square", "two", "a big blue circle left"], 35))
-    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     evaluate = config.evaluate.model_copy(update=settings)
-    batches = torch.split(images, evaluate.batch_size)
-    return score_pairs(network, batches, texts, ROWS, OWNER, evaluate)
+    return score_pairs(network, Noise(), texts, ROWS, OWNER, evaluate)
 
 
 def test_batches_do_not_matter(

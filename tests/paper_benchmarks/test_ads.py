@@ -2,6 +2,7 @@
 
 import base64
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -31,15 +32,19 @@ def lines(pairs: list[tuple[str, str, object]]) -> str:
     return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 
+def write_files(folder: Path, draw_photos) -> Path:
+    names = sorted({image for image, *_ in PAIRS}, reverse=True)
+    draw_photos(folder / "photos", [f"{name}.png" for name in names])
+    encoded = {n: base64.b64encode((folder / f"photos/{n}.png").read_bytes()) for n in names}
+    content = [f"{name}\t{code.decode()}\n" for name, code in encoded.items()]
+    (folder / "images.tsv").write_text("".join(["3\tAAAA\n", *content, "7\tAAAA\n"]))
+    (folder / "test.tsv").write_text(lines(PAIRS))
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos) -> Path:
-    names = sorted({image for image, *_ in PAIRS}, reverse=True)
-    draw_photos(tmp_path / "photos", [f"{name}.png" for name in names])
-    encoded = {n: base64.b64encode((tmp_path / f"photos/{n}.png").read_bytes()) for n in names}
-    content = [f"{name}\t{code.decode()}\n" for name, code in encoded.items()]
-    (tmp_path / "images.tsv").write_text("".join(["3\tAAAA\n", *content, "7\tAAAA\n"]))
-    (tmp_path / "test.tsv").write_text(lines(PAIRS))
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 def test_a_model_is_measured_as_pair_by_pair(config, random_model, files: Path, tmp_path) -> None:
@@ -121,7 +126,10 @@ def test_a_curve_needs_both_labels(files: Path) -> None:
 def test_photos_in_base64(files: Path) -> None:
     images = EncodedImages(files / "images.tsv", ["7", "3", "99"])
     assert images.read("7").shape == (3, 40, 56)  # of an id that stands twice, the first
-    assert "99" not in images
+    assert images.names == ["3", "7"]
+    assert images.pixels(range(1, 2), 8).shape == (1, 3, 8, 8)
+    png = (files / "photos/7.png").read_bytes()
+    assert images.digests(range(1, 2)) == [sha256(png).hexdigest()]  # as the photo itself
     with pytest.raises(DataError, match=r"images\.tsv: photo 3: .* fetch the file again"):
         images.read("3")
     (files / "images.tsv").write_text("7\t####\n")

@@ -48,13 +48,17 @@ def write(path: Path, rows: list[tuple[object, ...]]) -> Path:
     return path
 
 
+def write_files(folder: Path, draw_photos) -> Path:
+    write(folder / "token.txt", list(CAPTIONS.items()))
+    write(folder / "expert.txt", EXPERT)
+    write(folder / "crowd.txt", CROWD)
+    draw_photos(folder / "photos", ["a.jpg", "b.jpg", "c.jpg"])
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos) -> Path:
-    write(tmp_path / "token.txt", list(CAPTIONS.items()))
-    write(tmp_path / "expert.txt", EXPERT)
-    write(tmp_path / "crowd.txt", CROWD)
-    draw_photos(tmp_path / "photos", ["a.jpg", "b.jpg", "c.jpg"])
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 def expected(scores: list[float], ratings: list[float]) -> dict[str, float]:

@@ -54,14 +54,18 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_files(folder: Path, draw_photos: Callable[..., None]) -> Path:
+    write_lines(folder / "dev.json", rows())
+    write_lines(folder / "balanced_dev.json", rows()[2:7])
+    (folder / "categories.txt").write_text(CATEGORIES)
+    names = [f"dev/dev-{g}-{p}-img{i}.png" for g, p, _ in EXAMPLES for i in range(2)]
+    draw_photos(folder, dict.fromkeys(names))
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos: Callable[..., None]) -> Path:
-    write_lines(tmp_path / "dev.json", rows())
-    write_lines(tmp_path / "balanced_dev.json", rows()[2:7])
-    (tmp_path / "categories.txt").write_text(CATEGORIES)
-    names = [f"dev/dev-{g}-{p}-img{i}.png" for g, p, _ in EXAMPLES for i in range(2)]
-    draw_photos(tmp_path, dict.fromkeys(names))
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 @torch.inference_mode()
@@ -88,12 +92,12 @@ def test_verdicts_are_those_of_each_statement_alone(files: Path, config, random_
 
 def test_a_pair_of_photos_is_encoded_once(files: Path, config, random_model, monkeypatch) -> None:
     network = open_network(random_model("nlvr"), "nlvr", 1)
-    encode, seen = network.model.encode_images, []
+    encode, seen = network.model.encode_image, []
     monkeypatch.setattr(
-        network.model, "encode_images", lambda images: seen.append(len(images)) or encode(images)
+        network.model, "encode_image", lambda images: seen.append(len(images)) or encode(images)
     )
     judge_statements(network, config, open_statements(files / "dev.json").statements, files)
-    assert seen == [3, 3, 1]  # seven pairs of nine statements
+    assert seen == [6, 6, 2]  # seven pairs of nine statements
 
 
 def test_a_model_is_scored_as_its_predictions_are(files: Path, config, random_model) -> None:

@@ -63,11 +63,15 @@ def document() -> dict[str, Any]:
     }
 
 
+def write_files(folder: Path, draw_photos) -> Path:
+    (folder / "ovad.json").write_text(json.dumps(document()))
+    draw_photos(folder / "photos", ["1.png", "2.png", "3.png"])
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos) -> Path:
-    (tmp_path / "ovad.json").write_text(json.dumps(document()))
-    draw_photos(tmp_path / "photos", ["1.png", "2.png", "3.png"])
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 def test_sentences_of_an_attribute() -> None:

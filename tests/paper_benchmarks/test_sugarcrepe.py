@@ -23,15 +23,19 @@ PAIRS = {
 }
 
 
-@pytest.fixture
-def files(tmp_path: Path, draw_photos) -> Path:
-    (tmp_path / "data").mkdir()
+def write_files(folder: Path, draw_photos) -> Path:
+    (folder / "data").mkdir()
     names = ("filename", "caption", "negative_caption")
     for category, pairs in PAIRS.items():
         rows = {str(n): dict(zip(names, pair, strict=True)) for n, pair in enumerate(pairs)}
-        (tmp_path / f"data/{category}.json").write_text(json.dumps(rows))
-    draw_photos(tmp_path / "photos", ["a.png", "b.png", "c.png"])
-    return tmp_path
+        (folder / f"data/{category}.json").write_text(json.dumps(rows))
+    draw_photos(folder / "photos", ["a.png", "b.png", "c.png"])
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path, draw_photos) -> Path:
+    return write_files(tmp_path, draw_photos)
 
 
 @torch.inference_mode()

@@ -38,16 +38,20 @@ QUESTIONS = [
 ANSWERS = ["red", "two", "yes", "table", "man", "woman", "no", "a left dog"]
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    (tmp_path / "videos").mkdir()
-    make_video(tmp_path / "videos/video1.mp4", range(0, 200, 10))
-    make_video(tmp_path / "videos/video2.avi", range(200, 0, -7), "mpeg4")
+def write_files(folder: Path) -> Path:
+    (folder / "videos").mkdir()
+    make_video(folder / "videos/video1.mp4", range(0, 200, 10))
+    make_video(folder / "videos/video2.avi", range(200, 0, -7), "mpeg4")
     names = ("id", "video_id", "question", "answer")
     rows = [dict(zip(names, row, strict=True)) for row in QUESTIONS]
-    (tmp_path / "test_qa.json").write_text(json.dumps(rows))
-    (tmp_path / "train_qa.json").write_text(json.dumps([{"answer": a} for a in ANSWERS]))
-    return tmp_path
+    (folder / "test_qa.json").write_text(json.dumps(rows))
+    (folder / "train_qa.json").write_text(json.dumps([{"answer": a} for a in ANSWERS]))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return write_files(tmp_path)
 
 
 @torch.inference_mode()

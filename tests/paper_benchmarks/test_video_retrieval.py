@@ -28,17 +28,21 @@ from tests.data.videos import make_video
 CAPTIONS = ["A dog.", "two cats, on the table!", "no man is left", "red bird", "how many boats"]
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
+def write_files(folder: Path) -> Path:
     """Write five videos, of 20 frames and less, and their texts."""
-    (tmp_path / "videos").mkdir()
+    (folder / "videos").mkdir()
     rows = []
     for number, caption in enumerate(CAPTIONS):
         greys = [(40 * number + 11 * frame) % 256 for frame in range(20 - 3 * number)]
-        make_video(tmp_path / f"videos/video{number}.mp4", greys)
+        make_video(folder / f"videos/video{number}.mp4", greys)
         rows.append(json.dumps({"clip_name": f"video{number}", "caption": caption}))
-    (tmp_path / "test.jsonl").write_text("\n".join(rows))
-    return tmp_path
+    (folder / "test.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    return write_files(tmp_path)
 
 
 def official(v2t: np.ndarray, t2v: np.ndarray) -> dict[str, float]:

@@ -69,16 +69,20 @@ def dense() -> list[dict[str, Any]]:
     ]
 
 
+def write_files(folder: Path, draw_photos: Callable[..., None]) -> Path:
+    (folder / "val.json").write_text(json.dumps(dialogs()))
+    (folder / "test.json").write_text(json.dumps(dialogs(test=True)))
+    (folder / "dense.json").write_text(json.dumps(dense()))
+    for split in ("val2018", "test2018"):
+        subset = f"VisualDialog_{split}"
+        names = [f"{subset}/{subset}_{image_id:012d}.jpg" for image_id in (5, 7, 9, 11)]
+        draw_photos(folder, names)
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos: Callable[..., None]) -> Path:
-    (tmp_path / "val.json").write_text(json.dumps(dialogs()))
-    (tmp_path / "test.json").write_text(json.dumps(dialogs(test=True)))
-    (tmp_path / "dense.json").write_text(json.dumps(dense()))
-    for split in ("val2018", "test2018"):
-        folder = f"VisualDialog_{split}"
-        names = [f"{folder}/{folder}_{image_id:012d}.jpg" for image_id in (5, 7, 9, 11)]
-        draw_photos(tmp_path, names)
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 @torch.inference_mode()

@@ -66,14 +66,18 @@ def annotations() -> dict[str, Any]:
     return {"info": {}, "annotations": rows[::-1], "data_subtype": SPLIT}
 
 
+def write_files(folder: Path, draw_photos: Callable[..., None]) -> Path:
+    (folder / "questions.json").write_text(json.dumps(official()))
+    (folder / "annotations.json").write_text(json.dumps(annotations()))
+    (folder / "answers.json").write_text(json.dumps(ANSWERS))
+    names = {f"{SPLIT}/COCO_{SPLIT}_{image:012d}.jpg" for _, image, _ in QUESTIONS}
+    draw_photos(folder, sorted(names))
+    return folder
+
+
 @pytest.fixture
 def files(tmp_path: Path, draw_photos: Callable[..., None]) -> Path:
-    (tmp_path / "questions.json").write_text(json.dumps(official()))
-    (tmp_path / "annotations.json").write_text(json.dumps(annotations()))
-    (tmp_path / "answers.json").write_text(json.dumps(ANSWERS))
-    names = {f"{SPLIT}/COCO_{SPLIT}_{image:012d}.jpg" for _, image, _ in QUESTIONS}
-    draw_photos(tmp_path, sorted(names))
-    return tmp_path
+    return write_files(tmp_path, draw_photos)
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
 """The manifests of a stage: plain documents that `kubectl apply -f -` takes. Nothing here talks to a cluster.
 
 - A stage is one Job of one pod.
-- A training over several nodes is an Indexed Job, a pod a node, which find each other at the name that a headless
-  Service gives the first of them.
+- A training or an evaluation over several nodes is an Indexed Job, a pod a node, which find each other at the name
+  that a headless Service gives the first of them.
 - Ingesting, captioning and scoring over parts are an Indexed Job, a pod a part, and the stage's own Job after it,
   which finds all shards finished and puts them together.
 
@@ -39,7 +39,7 @@ from blip.torchrun import LOST_PEER, USER_ERROR
 
 Manifest = dict[str, Any]
 
-TOGETHER = frozenset({"pretrain", "finetune"})  # verbs whose processes are one stage
+TOGETHER = frozenset({"pretrain", "finetune", "evaluate"})  # verbs whose processes are one stage
 PARTED = frozenset({"ingest", "caption", "score"})  # verbs that take `--part I/N`
 
 CONTAINER = "stage"
@@ -77,7 +77,7 @@ def render(
         key: Its digest, which tells equal work.
         cluster: What the cluster's Jobs look like.
         workspace: The folder that the stage runs in, as the pod sees it.
-        nodes: Pods of a training, instead of the cluster's number for it.
+        nodes: Pods that do the stage together, instead of the cluster's number for it.
         gpus: GPUs a pod, likewise.
         parts: Pods that share out the shards, likewise.
 

@@ -36,6 +36,7 @@ SHAPES: list[tuple[str, dict[str, int]]] = [
     ("pretrain@unfiltered", {"nodes": 1, "gpus": 8}),
     ("pretrain@unfiltered", {"nodes": 4, "gpus": 8}),
     ("finetune@captioner", {"nodes": 2, "gpus": 0}),
+    ("evaluate@human_retrieval", {"nodes": 2, "gpus": 8}),
     ("ingest@web", {"parts": 3}),
     ("caption", {"parts": 12, "gpus": 1}),
     ("score", {"parts": 1}),
@@ -176,6 +177,14 @@ def test_one_node_of_several_gpus_is_one_pod_by_torchrun(local: Cluster) -> None
     assert "torchrun --standalone --nproc-per-node 4 " in command_of(job)
 
 
+def test_an_evaluation_goes_over_nodes_as_a_training_does(local: Cluster) -> None:
+    node = Node("evaluate@human_retrieval", "blip evaluate retrieval --out out")
+    service, job = render(node, KEY, local, WORKSPACE, nodes=2, gpus=8)
+    assert (service["kind"], job["spec"]["completions"]) == ("Service", 2)
+    assert "--nproc-per-node 8 " in command_of(job)
+    assert command_of(job).endswith("-m blip evaluate retrieval --out out")
+
+
 def test_parts_come_before_the_rest_which_waits(cluster: Cluster) -> None:
     parts, rest = render(stage("caption"), KEY, cluster, WORKSPACE, parts=8, gpus=0)
     assert command_of(parts).endswith("--out out --part $JOB_COMPLETION_INDEX/8")
@@ -217,8 +226,8 @@ def test_with_a_bucket_alone_the_pod_has_a_folder_of_its_own_and_the_secret(loca
 @pytest.mark.parametrize(
     ("name", "how", "said"),
     [
-        ("select", {"nodes": 2}, "only finetune, pretrain go over several"),
-        ("select", {"gpus": 2}, "only finetune, pretrain go over several"),
+        ("select", {"nodes": 2}, "only evaluate, finetune, pretrain go over several"),
+        ("evaluate_filter", {"gpus": 2}, "only evaluate, finetune, pretrain go over several"),
         ("pretrain@human", {"parts": 2}, "only caption, ingest, score go over parts"),
         ("pretrain@human", {"nodes": 0}, "nodes and parts begin at 1"),
     ],
