@@ -348,7 +348,8 @@ def _container(cluster: Cluster, place: Place, workspace: PurePath, command: str
         "name": CONTAINER,
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
-        "command": shell_arguments(command),
+        # Its dollars are the shell's: Kubernetes would take `$(NAME)` and `$$` for its own.
+        "command": [word.replace("$", "$$") for word in shell_arguments(command)],
         "workingDir": str(workspace),
         "env": [{"name": n, "value": v} for n, v in _environment(cluster, workspace).items()],
         "resources": {"requests": {"cpu": place.cpu, "memory": place.memory}, "limits": limits},
@@ -402,6 +403,12 @@ def _listed(verbs: frozenset[str]) -> str:
 
 
 def _comment(manifest: Manifest, cluster: Cluster) -> str:
+    if isinstance(cluster.storage, BucketStorage):
+        stage = manifest["metadata"]["annotations"][STAGE]
+        return (
+            "# To read, not to apply: the workspace goes into the bucket as the stage is submitted:\n"
+            f"#   blip k8s submit {stage}\n"
+        )
     first = manifest["metadata"].get("annotations", {}).get(AFTER)
     if not first:
         return ""

@@ -1,5 +1,6 @@
 """The clusters of the overlays, and a stage of each shape."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,8 @@ def stage(name: str, timeout: float | None = None) -> Node:
     """A stage whose command is a verb over directories, as those of dvc.yaml."""
     verb = name.split("@")[0].replace("_", " ")
     return Node(name, f"blip {verb} --data datasets/web --out out", timeout=timeout)
+
+
+def expanded(text: str) -> str:
+    """Give an argument as the kubelet hands it on: `$$` is a dollar, `$(NAME)` a variable (here `<NAME>`)."""
+    return re.sub(r"\$(?:(\$)|\((.*?)\))", lambda m: m[1] or f"<{m[2]}>", text, flags=re.DOTALL)

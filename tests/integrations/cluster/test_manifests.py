@@ -19,7 +19,7 @@ from blip.integrations.cluster import manifests
 from blip.integrations.cluster.manifests import Manifest, render, to_yaml
 from blip.integrations.cluster.settings import Cluster, load_cluster
 from blip.integrations.versioning import Node
-from tests.integrations.cluster.conftest import KEY, OVERLAYS, stage
+from tests.integrations.cluster.conftest import KEY, OVERLAYS, expanded, stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
@@ -61,7 +61,7 @@ def pod_of(job: Manifest) -> Manifest:
 
 
 def command_of(job: Manifest) -> str:
-    return pod_of(job)["containers"][0]["command"][-1]
+    return expanded(pod_of(job)["containers"][0]["command"][-1])
 
 
 def test_every_shape_follows_the_published_schema(cluster: Cluster) -> None:
@@ -135,6 +135,15 @@ def test_a_small_stage_is_one_pod_that_runs_the_command_of_the_graph(local: Clus
     assert {"name": "BLIP_TRACKING", "value": "journal"} in container["env"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     assert "activeDeadlineSeconds" not in render(stage("select"), KEY, local, WORKSPACE)[0]["spec"]
+
+
+@pytest.mark.parametrize(
+    "command", ["echo $$ $(HOME) $HOME ${HOME}", "echo '$$(HOME)'", "x $((1 + 1)) $"]
+)
+def test_the_pod_gets_the_command_as_the_graph_has_it(local: Cluster, command: str) -> None:
+    """Kubernetes has a meaning of its own for `$$` and `$(NAME)`, which the shell is to see."""
+    (job,) = render(Node("select", command), KEY, local, WORKSPACE)
+    assert command_of(job) == f"exec {command}"
 
 
 def test_the_gpu_overlay_asks_for_gpus_and_the_queue() -> None:
@@ -221,6 +230,8 @@ def test_with_a_bucket_alone_the_pod_has_a_folder_of_its_own_and_the_secret(loca
     container = pod_of(job)["containers"][0]
     assert container["envFrom"][-1] == {"secretRef": {"name": "blip-s3"}}
     assert "BLIP_TRACKING" not in {variable["name"] for variable in container["env"]}
+    assert "# To read, not to apply" in to_yaml([job], bucket(local))
+    assert "blip k8s submit select\n" in to_yaml([job], bucket(local))
 
 
 @pytest.mark.parametrize(

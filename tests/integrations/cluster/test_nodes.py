@@ -21,7 +21,7 @@ from blip.integrations.cluster.manifests import INDEX, PORT, Manifest, render
 from blip.integrations.cluster.settings import Cluster, load_cluster
 from blip.integrations.versioning import Node
 from tests.cli.conftest import TINY, VERBS, Project
-from tests.integrations.cluster.conftest import KEY, OVERLAYS
+from tests.integrations.cluster.conftest import KEY, OVERLAYS, expanded
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +76,7 @@ class Pods:
             f"{name}-${INDEX}.{name}": f"127.0.0.$(({INDEX} + 1))",
         }
         *shell, command = self.container["command"]
+        command = expanded(command)
         for written, here in places.items():
             command = command.replace(written, here)
         environment = {each["name"]: each["value"] for each in self.container["env"]}
