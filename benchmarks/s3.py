@@ -18,7 +18,15 @@ def serve(folder: Path, port: int = 0) -> Iterator[str]:
         free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", "--config", os.devnull]
-    command += ["--auth-key", "key,secret", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0"]
+    # Callers change the folder, too. With 0 the server never comes out of its own clean-up under many writers.
+    command += [
+        "--auth-key",
+        "key,secret",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--dir-cache-time",
+        "10ms",
+    ]
     server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
