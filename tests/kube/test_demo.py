@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -125,11 +126,13 @@ def test_a_pod_killed_in_the_middle_of_training_goes_on_to_the_same_weights(
 
 
 def trainings(root: Path) -> list[int]:
-    """Find the processes of pods, which are this machine's, that train in a workspace."""
+    """Find the processes of our pods, which are this machine's, that train in a workspace."""
+    server = os.environ.get("AWS_ENDPOINT_URL", "").rpartition(":")[2]  # workspaces may be alike
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
         words = process.info["cmdline"] or []
-        if process.info["cwd"] == str(root) and "pretrain" in words and "submit" not in words:
+        ours = process.info["cwd"] == str(root) and "pretrain" in words and "submit" not in words
+        if ours and process.environ().get("AWS_ENDPOINT_URL", "").rpartition(":")[2] == server:
             found.append(process.info["pid"])
     assert found
     return found
@@ -158,7 +161,7 @@ def bucket_only(
     return bucket
 
 
-def test_without_a_shared_volume_a_stage_is_up_to_date_here_when_its_pod_is_done(
+def test_without_a_shared_volume_a_killed_pod_goes_on_and_the_result_comes_back(
     undisturbed: Path,
     prepared_template: Path,
     tmp_path: Path,
@@ -172,8 +175,24 @@ def test_without_a_shared_volume_a_stage_is_up_to_date_here_when_its_pod_is_done
     set_steps(root)
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "remote", "add", "-d", "store", "s3://bucket/dvc"], check=True)
-    outcomes, _ = run(root, targets=("pretrain@human",))
-    assert outcomes[-1].state == "ran"
+    change(Path(os.environ["BLIP_CLUSTER"]), retries=1)
+    command = [sys.executable, "-m", "blip", "k8s", "submit", "pretrain@human"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if (
+            (step := re.search(r"(\d+)/150 steps", line))
+            and int(step[1]) > 20
+            and "Killed" not in said
+        ):
+            for pid in trainings(Path("/workspace")):
+                os.kill(pid, signal.SIGKILL)
+            said += "Killed\n"
+    assert process.wait() == 0, said
+    assert "was killed by SIGKILL" in said
+    assert "going on from step" in said
     assert digest_directory(root / "models/human") == digest_directory(undisturbed / "models/human")
     status = subprocess.run(
         [*dvc, "status", "pretrain@human"], capture_output=True, text=True, check=True
