@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
@@ -28,6 +29,8 @@ from blip.integrations.versioning import Node
 from flows.turns import Turns
 
 RETRY_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # how often a server that does not answer is asked again
+PATIENCE_SECONDS = 10.0  # how long it may take for its answer
 
 
 def run_stages(
@@ -104,6 +107,7 @@ class _Tasks:
         def bring(name: str) -> State[Any]:
             nonlocal last
             last = attempt(node, self._run, get_run_logger().info)
+            self._await_server()
             return _state(last)
 
         self._submit(node, bring, node.upstream).add_done_callback(lambda _: ended.set_result(last))
@@ -117,6 +121,7 @@ class _Tasks:
     def _submit(
         self, node: Node, body: Callable[[str], State[Any]], upstream: tuple[str, ...]
     ) -> PrefectFuture[Any]:
+        self._await_server()
         known = [self._futures[name] for name in upstream if name in self._futures]
         future: PrefectFuture[Any] = _task(node, body).submit(
             node.name, return_state=False, wait_for=known
@@ -124,11 +129,29 @@ class _Tasks:
         self._futures[node.name] = future
         return future
 
+    def _await_server(self) -> None:
+        """Wait until the server answers, or the run is stopped.
+
+        Prefect fails a task that begins while the server is away, and forgets what it could not tell it of one that ends.
+        """
+        told = False
+        while not (self._run.stopped.is_set() or _answers()):
+            if not told:
+                self._log.warning("the Prefect server does not answer; the stages under way go on")
+            told = True
+            self._run.stopped.wait(LOOK_SECONDS)
+
     def _tell(self, outcome: Outcome) -> None:
         reason = f": {outcome.message}" if outcome.message else ""
         self._log.info("%s: %s%s", outcome.name, outcome.state, reason)
         if outcome.name not in self._futures:
             self._show(self._todo.nodes[outcome.name], outcome)
+
+
+def _answers() -> bool:
+    """Tell whether the server answers: asked by a client of its own, since one that has been answered tries for a minute."""
+    with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE_SECONDS}) as client:
+        return client.api_healthcheck() is None
 
 
 def _task(node: Node, body: Callable[[str], State[Any]]) -> Task[[str], State[Any]]:
