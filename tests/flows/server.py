@@ -1,5 +1,6 @@
 """A real Prefect server on a loopback port of its own, that can be killed and started again; and what tests ask it."""
 
+import contextlib
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,26 @@ class Api:
                 return runs
             assert time.monotonic() < deadline, {n: r["state_name"] for n, r in runs.items()}
             time.sleep(0.2)
+
+
+def prefect(*arguments: str) -> None:
+    """Call Prefect's command line."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@contextlib.contextmanager
+def worker() -> Iterator[None]:
+    """A process worker of the pool, in the current directory."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "blip"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

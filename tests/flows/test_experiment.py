@@ -1,13 +1,12 @@
 """The flows: what they offer, what prefect.yaml deploys, and whole runs against a real server."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +19,7 @@ from blip.integrations import versioning
 from blip.integrations.runner import Outcome
 from flows import experiment as flows
 from flows.stages import flow_state
-from tests.flows.server import Api
+from tests.flows.server import Api, prefect, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
@@ -192,28 +191,6 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         prefect("flow-run", "cancel", api.last_flow_run()["id"])
         wait_until(lambda: not any(alive(pid) for pid in pids))
         wait_until(lambda: api.last_flow_run()["state_type"] == "CANCELLED")
-
-
-def prefect(*arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@contextlib.contextmanager
-def worker() -> Iterator[None]:
-    """A process worker of the pool, in the current directory."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "blip"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def pids_of(toy: Any, *names: str) -> list[int]:

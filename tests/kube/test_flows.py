@@ -1,6 +1,7 @@
 """Flow runs whose stages are Jobs on a real cluster: cancelled, killed, and without their Prefect server."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.flows.server import Api, Server
+from tests.flows.server import Api, Server, prefect, worker
 from tests.kube.conftest import Kubectl, wait_until
 from tests.kube.test_launcher import jobs, pods
 
@@ -135,5 +136,14 @@ def test_a_flow_run_cancelled_in_prefect_deletes_its_job(
     toy: Any, api: Api, kubectl: Kubectl
 ) -> None:
     toy.order(prepare={"sleep": 60})
-    for name in ("flows", "k8s"):
-        (toy.root / name).symlink_to(ROOT / name)
+    (toy.root / "flows").symlink_to(ROOT / "flows")
+    shutil.copy(ROOT / "prefect.yaml", toy.root)
+    prefect("work-pool", "create", "blip", "--type", "process")
+    prefect("deploy", "--name", "bootstrap")
+    with worker():
+        prefect("deployment", "run", "bootstrap/bootstrap", "--param", "launcher=kubernetes")
+        wait_until(lambda: began(toy, "prepare"))
+        assert (len(jobs(kubectl)), len(pods(kubectl))) == (1, 1)
+        prefect("flow-run", "cancel", api.last_flow_run()["id"])
+        wait_until(lambda: not jobs(kubectl) and not pods(kubectl))
+        wait_until(lambda: api.last_flow_run()["state_type"] == "CANCELLED")
