@@ -7,7 +7,6 @@ from typing import Any
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
@@ -26,11 +25,10 @@ from blip.integrations.runner import (
     worth_another_try,
 )
 from blip.integrations.versioning import Node
+from flows.server import await_server
 from flows.turns import Turns
 
 RETRY_SECONDS = 10.0
-LOOK_SECONDS = 1.0  # how often a server that does not answer is asked again
-PATIENCE_SECONDS = 10.0  # how long it may take for its answer
 
 
 def run_stages(
@@ -130,28 +128,13 @@ class _Tasks:
         return future
 
     def _await_server(self) -> None:
-        """Wait until the server answers, or the run is stopped.
-
-        Prefect fails a task that begins while the server is away, and forgets what it could not tell it of one that ends.
-        """
-        told = False
-        while not (self._run.stopped.is_set() or _answers()):
-            if not told:
-                self._log.warning("the Prefect server does not answer; the stages under way go on")
-            told = True
-            self._run.stopped.wait(LOOK_SECONDS)
+        await_server(self._run.stopped, self._log.warning)
 
     def _tell(self, outcome: Outcome) -> None:
         reason = f": {outcome.message}" if outcome.message else ""
         self._log.info("%s: %s%s", outcome.name, outcome.state, reason)
         if outcome.name not in self._futures:
             self._show(self._todo.nodes[outcome.name], outcome)
-
-
-def _answers() -> bool:
-    """Tell whether the server answers: asked by a client of its own, since one that has been answered tries for a minute."""
-    with get_client(sync_client=True, httpx_settings={"timeout": PATIENCE_SECONDS}) as client:
-        return client.api_healthcheck() is None
 
 
 def _task(node: Node, body: Callable[[str], State[Any]]) -> Task[[str], State[Any]]:
