@@ -25,6 +25,7 @@ from blip.integrations.runner import (
     worth_another_try,
 )
 from blip.integrations.versioning import Node
+from flows.server import await_server
 from flows.turns import Turns
 
 RETRY_SECONDS = 10.0
@@ -104,6 +105,7 @@ class _Tasks:
         def bring(name: str) -> State[Any]:
             nonlocal last
             last = attempt(node, self._run, get_run_logger().info)
+            self._await_server()
             return _state(last)
 
         self._submit(node, bring, node.upstream).add_done_callback(lambda _: ended.set_result(last))
@@ -117,12 +119,16 @@ class _Tasks:
     def _submit(
         self, node: Node, body: Callable[[str], State[Any]], upstream: tuple[str, ...]
     ) -> PrefectFuture[Any]:
+        self._await_server()
         known = [self._futures[name] for name in upstream if name in self._futures]
         future: PrefectFuture[Any] = _task(node, body).submit(
             node.name, return_state=False, wait_for=known
         )
         self._futures[node.name] = future
         return future
+
+    def _await_server(self) -> None:
+        await_server(self._run.stopped, self._log.warning)
 
     def _tell(self, outcome: Outcome) -> None:
         reason = f": {outcome.message}" if outcome.message else ""

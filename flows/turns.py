@@ -11,6 +11,7 @@ from blip.integrations.cluster.manifests import TOGETHER
 from blip.integrations.cluster.settings import Cluster
 from blip.integrations.launch import Launcher, Say, StoppedError
 from blip.integrations.versioning import Node
+from flows.server import await_server
 
 LOOK_SECONDS = 10.0  # how often one that waits sees whether it still should
 LEASE_SECONDS = 90.0  # a turn whose flow run died is free again after these
@@ -69,4 +70,5 @@ class Turns:
                     waited = True
                     if self._stopped.is_set():
                         raise StoppedError("was not begun") from None
+            stack.callback(await_server, self._stopped, say)  # which takes the turn back
             yield

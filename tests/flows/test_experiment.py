@@ -1,14 +1,12 @@
 """The flows: what they offer, what prefect.yaml deploys, and whole runs against a real server."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +19,7 @@ from blip.integrations import versioning
 from blip.integrations.runner import Outcome
 from flows import experiment as flows
 from flows.stages import flow_state
+from tests.flows.server import Api, prefect, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
@@ -78,37 +77,6 @@ def test_a_flow_fails_where_a_stage_fails_and_says_which() -> None:
     assert flow_state(bad).is_failed()
     assert "d ended with exit code 1" in str(flow_state(bad).message)
     assert flow_state([*good, Outcome("d", "stopped")]).is_cancelled()
-
-
-class Api:
-    """What a test asks of the server."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def post(self, path: str, body: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def last_flow_run(self) -> dict[str, Any]:
-        body = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
-        run: dict[str, Any] = self.post("flow_runs/filter", body)[0]
-        return run
-
-    def tasks(self, flow_run: dict[str, Any], wanted: int) -> dict[str, dict[str, Any]]:
-        """Give the task runs by name; they reach the server a moment after the flow's end."""
-        body = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
-        deadline = time.monotonic() + 120
-        while True:
-            runs = {run["name"]: run for run in self.post("task_runs/filter", body)}
-            final = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
-            if len(runs) == wanted and all(run["state_type"] in final for run in runs.values()):
-                return runs
-            assert time.monotonic() < deadline, {n: r["state_name"] for n, r in runs.items()}
-            time.sleep(0.2)
 
 
 @pytest.fixture
@@ -223,28 +191,6 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         prefect("flow-run", "cancel", api.last_flow_run()["id"])
         wait_until(lambda: not any(alive(pid) for pid in pids))
         wait_until(lambda: api.last_flow_run()["state_type"] == "CANCELLED")
-
-
-def prefect(*arguments: str) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@contextlib.contextmanager
-def worker() -> Iterator[None]:
-    """A process worker of the pool, in the current directory."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "blip"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def pids_of(toy: Any, *names: str) -> list[int]:

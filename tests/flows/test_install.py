@@ -31,6 +31,7 @@ from flows.install import (
     job_template,
 )
 from flows.turns import Turns, limit_name
+from tests.flows.server import Server
 
 ROOT = Path(__file__).parents[2]
 GPU = ROOT / "k8s/overlays/gpu/jobs.yaml"
@@ -161,6 +162,33 @@ def test_trainings_take_turns_and_other_stages_do_not(project: Any) -> None:
     with get_client(sync_client=True) as client:
         limit = client.read_global_concurrency_limit_by_name(limit_name(cluster))
     assert limit.active_slots == 0
+
+
+@pytest.mark.slow
+def test_a_turn_outlives_its_server(project: Any, tmp_path: Path) -> None:
+    home = tmp_path / "server"
+    home.mkdir()
+    server = Server(home)
+    server.start()
+    try:
+        cluster = load_cluster(GPU)
+        said: list[str] = []
+
+        class Restart(Recorder):
+            """Takes its server away, which comes back when the stage has ended."""
+
+            def launch(self, node: Node, key: str, say: Any) -> None:
+                server.kill()
+                threading.Timer(3, server.start).start()
+
+        with temporary_settings({PREFECT_API_URL: server.url}):
+            with get_client(sync_client=True) as client:
+                client.upsert_global_concurrency_limit_by_name(limit_name(cluster), 1)
+            turns = Turns(Restart(), cluster, threading.Event())
+            turns.launch(Node("pretrain@human", "true"), "key", said.append)
+        assert said == ["the Prefect server does not answer; the stages under way go on"]
+    finally:
+        server.stop()
 
 
 class Recorder:

@@ -27,8 +27,9 @@ import pytest
 import yaml
 
 from tests.kube import images
+from tests.kube.test_overlays import needs_kustomize
 
-pytestmark = pytest.mark.kube
+pytestmark = [pytest.mark.kube, needs_kustomize]
 
 ROOT = Path(__file__).parents[2]
 OLDER = {"CronJob": "batch/v1beta1", "PodDisruptionBudget": "policy/v1beta1"}
