@@ -12,6 +12,17 @@ from hypothesis import strategies as st
 from blip.torchrun import exit_code
 
 
+# So that both end at once, whichever began first.
+PROCESS = """
+import os, sys, time
+from pathlib import Path
+rank, told = os.environ["RANK"], Path(__file__).with_name("told")
+tell = told.touch
+def wait():
+    while not told.exists(): time.sleep(0.01)
+"""
+
+
 @given(st.lists(st.sampled_from([1, 2, 75, 143, -9, -11, -15]), min_size=1))
 def test_the_cause_goes_before_who_suffered_from_it(codes: list[int]) -> None:
     code = exit_code(codes)
@@ -28,7 +39,7 @@ def test_the_cause_goes_before_who_suffered_from_it(codes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("ends", "code"),
     [
-        ("sys.exit(2 if rank == '1' else 75)", 2),
+        ("tell() if rank == '1' else wait(); sys.exit(2 if rank == '1' else 75)", 2),
         ("os.kill(os.getpid(), 9) if rank == '0' else time.sleep(60)", 137),
         ("sys.exit(143)", 143),
         ("os.kill(os.getppid(), 15) if rank == '1' else None; time.sleep(60)", 143),
@@ -37,7 +48,7 @@ def test_the_cause_goes_before_who_suffered_from_it(codes: list[int]) -> None:
 )
 def test_the_code_of_real_processes(tmp_path: Path, ends: str, code: int) -> None:
     script = tmp_path / "ends.py"
-    script.write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{ends}\n")
+    script.write_text(PROCESS + ends)
     command = [sys.executable, "-m", "blip.torchrun", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(script)], env=os.environ, check=False, timeout=120)
     assert done.returncode == code
