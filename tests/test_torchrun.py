@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from blip.torchrun import exit_code
 
-
 # So that both end at once, whichever began first.
 PROCESS = """
 import os, sys, time
