@@ -21,21 +21,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blip.benchmarks.matching import match_captions
 from blip.benchmarks.records import numbered, require, score, text
 from blip.config import Config
 from blip.data.images import decode_image
 from blip.data.sources import field, read_lines
 from blip.data.tasks import MAX_PIXELS
-from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import stack
-from blip.evaluate.network import open_network
-from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
 from blip.metrics.agreement import roc_auc
 from blip.metrics.ids import name_some, require_one_each
-from blip.models.matching import Texts
 from blip.tracker import Tracker
 
 TASK = "ads"
@@ -195,18 +192,9 @@ def evaluate_ads(
             "file, or leave these pairs out, which is reported, by --skip-missing"
         )
     ads = sorted((ad for ad in ads if ad.image in place), key=lambda ad: ad.image)
-    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
-    limits = config.finetune.retrieval
     queries, rows = np.unique([ad.query for ad in ads], return_inverse=True)
-    cleaned = [clean_caption(str(query), limits.max_words) for query in queries]
-    found = score_pairs(
-        model,
-        images,
-        Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
-        rows,
-        np.array([place[ad.image] for ad in ads]),
-        config.evaluate,
-    )
+    owner = np.array([place[ad.image] for ad in ads])
+    found = match_captions(config, checkpoint, images, queries.tolist(), rows, owner)
     scores = {"itm": found.itm, "itc": found.itc}
     _report(config, ads, scores, len(missing), out, tracker)
 

@@ -18,19 +18,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from blip.benchmarks.matching import match_captions
 from blip.benchmarks.records import numbered, photo, require, score, text
 from blip.config import Config
 from blip.data.sources import field, read_lines
-from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import Photos, require_photos
-from blip.evaluate.network import open_network
-from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
 from blip.metrics.agreement import kendall_tau_b, kendall_tau_c, spearman
 from blip.metrics.ids import require_one_each
-from blip.models.matching import Texts
 from blip.tracker import Tracker
 
 Judges = Literal["expert", "crowd"]
@@ -147,18 +144,8 @@ def evaluate_judgments(
     names, owner = np.unique([judgment.image for judgment in judgments], return_inverse=True)
     paths = [photos / str(name) for name in names]
     require_photos(paths)
-    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
-    limits = config.finetune.retrieval
     captions, rows = np.unique([judgment.caption for judgment in judgments], return_inverse=True)
-    cleaned = [clean_caption(str(caption), limits.max_words) for caption in captions]
-    found = score_pairs(
-        model,
-        Photos(paths),
-        Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
-        rows,
-        owner,
-        config.evaluate,
-    )
+    found = match_captions(config, checkpoint, Photos(paths), captions.tolist(), rows, owner)
     _report(config, judges, judgments, {"itm": found.itm, "itc": found.itc}, out, tracker)
 
 

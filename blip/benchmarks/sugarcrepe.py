@@ -15,19 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from blip.benchmarks.matching import match_captions
 from blip.benchmarks.records import numbered, photo, require, score, text
 from blip.config import Config
 from blip.data.sources import field
-from blip.data.text import clean_caption
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
 from blip.evaluate.evaluation_set import Photos, require_photos
-from blip.evaluate.network import open_network
-from blip.evaluate.pairs import score_pairs
 from blip.evaluate.results import report
 from blip.files import read_json
 from blip.metrics.ids import require_one_each
-from blip.models.matching import Texts
 from blip.tracker import Tracker
 
 Floats = NDArray[np.float64]
@@ -99,21 +96,13 @@ def evaluate_sugarcrepe(
     names = sorted({contrast.image for contrast in contrasts})
     paths = [photos / name for name in names]
     require_photos(paths)
-    model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
-    limits = config.finetune.retrieval
     place = {name: number for number, name in enumerate(names)}
     order = sorted(range(len(contrasts)), key=lambda i: place[contrasts[i].image])
     sorted_ = [contrasts[i] for i in order]
     captions = [side for contrast in sorted_ for side in (contrast.caption, contrast.negative)]
-    cleaned = [clean_caption(caption, limits.max_words) for caption in captions]
-    found = score_pairs(
-        model,
-        Photos(paths),
-        Texts(*tokenizer.encode(cleaned, limits.max_tokens)),
-        np.arange(len(captions)),
-        np.repeat([place[contrast.image] for contrast in sorted_], 2),
-        config.evaluate,
-    )
+    owner = np.repeat([place[contrast.image] for contrast in sorted_], 2)
+    rows = np.arange(len(captions))
+    found = match_captions(config, checkpoint, Photos(paths), captions, rows, owner)
     scores = {"itm": (found.itm[::2], found.itm[1::2]), "itc": (found.itc[::2], found.itc[1::2])}
     _report(config, sorted_, scores, out, tracker)
 
