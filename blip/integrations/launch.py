@@ -19,7 +19,6 @@ Kind = Literal["local", "kubernetes"]
 
 GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
-USER_ERROR = 2  # exit code of an error that the same input would cause again
 PREEMPTED = 128 + signal.SIGTERM  # exit code of a stage that was told to leave, and kept its state
 
 

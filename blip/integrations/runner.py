@@ -26,12 +26,12 @@ from blip.files import digest_json, lock
 from blip.integrations import versioning
 from blip.integrations.launch import (
     TIMED_OUT,
-    USER_ERROR,
     Launcher,
     StageFailedError,
     StoppedError,
 )
 from blip.integrations.versioning import Node
+from blip.torchrun import USER_ERROR
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ from typing import Literal
 from blip.errors import IntegrationError
 from blip.integrations.cluster.api import Api, AwayError, Object
 from blip.integrations.cluster.manifests import STAGE
-from blip.integrations.launch import PREEMPTED, TIMED_OUT, USER_ERROR, Say, StoppedError
+from blip.integrations.launch import PREEMPTED, TIMED_OUT, Say, StoppedError
+from blip.torchrun import LOST_PEER, USER_ERROR
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
 DRAIN_SECONDS = 10.0  # for the last lines of pods that ended
-OUT_OF_MEMORY, LOST_PEER = 137, 75
+OUT_OF_MEMORY = 137
 CODE, REASON, RECORDED = "blip/code", "blip/reason", "blip/recorded"  # annotations of ours
 STAGES = "app.kubernetes.io/name=blip,app.kubernetes.io/component=stage"
 INDEX = "batch.kubernetes.io/job-completion-index"
