@@ -220,7 +220,7 @@ def installed() -> tuple[Any, ...]:
         }
         limits = {limit.name: limit.limit for limit in client.read_global_concurrency_limits()}
         automations = {
-            found.name: found.model_dump(mode="json", exclude={"id"})
+            found.name: found.model_dump(exclude={"id"})  # sets stay sets: they have no order
             for found in client.read_automations()
         }
         flows = {flow.id: flow.name for flow in client.read_flows()}
