@@ -29,7 +29,7 @@ def serve(folder: Path, port: int = 0) -> Iterator[str]:
     ]
     server = subprocess.Popen([*command, str(folder)], stderr=subprocess.DEVNULL)
     try:
-        for _ in range(200):
+        while server.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.05)

@@ -6,8 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -85,24 +85,20 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DataError: The disk is full or the place cannot be written.
     """
-    descriptor = -1
-    temporary = ""
+    temporary = _name_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary:
-            with contextlib.suppress(FileNotFoundError):
-                Path(temporary).unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -139,11 +135,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         DataError: The disk is full or the place cannot be written.
     """
-    partial = None
+    partial = _name_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        partial.chmod(0o777 & ~_umask())
+        partial.mkdir(parents=True)
         yield partial
         _sync_tree(partial)
         try:
@@ -155,8 +149,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -238,7 +231,10 @@ def _sync_tree(folder: Path) -> None:
         sync_directory(path)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _name_beside(path: Path) -> Path:
+    """Give a hidden name that nobody else has.
+
+    What is made under it gets its mode from the kernel; tempfile's would be the owner's alone, and the mask
+    that says otherwise cannot be read without setting it, for all threads.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from benchmarks.s3 import environment, serve
+from tests.ports import free_port
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,8 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("patient", deadline=None)  # a busy machine is no failure
-settings.load_profile("patient")
+# Whatever the day and the machine: the same examples, no deadlines. `--hypothesis-profile default` draws others.
+settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _same_chance() -> None:
+    """Begin with the same state of torch's generator, whichever tests ran before."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +63,7 @@ def official() -> Path:
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A folder and the address of the S3 server that serves its folders as buckets."""
     folder = tmp_path_factory.mktemp("s3")
-    with serve(folder) as address:
+    with serve(folder, free_port()) as address:
         yield folder, address
 
 

@@ -1,7 +1,6 @@
 """One process alone, and two by gloo; the recorded steps of two are in golden/test_two_processes.py."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip import distributed
+from tests.ports import free_port
 
 RANKS = 2
 
@@ -41,10 +41,7 @@ def test_without_a_process_group_a_process_is_alone():
 
 
 def start(job: str, folder: Path, ranks: int = RANKS, **environment: str) -> list[Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     script = Path(__file__).with_name("two_processes.py")
     return [
         subprocess.Popen(
@@ -127,7 +124,7 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> Non
     gone = 0 if job == "killed first" else 1
     survivor, lost = processes[1 - gone], processes[gone]
     try:
-        _, error = survivor.communicate(timeout=120)
+        _, error = survivor.communicate(timeout=300)
     finally:
         lost.kill()
         lost.wait()
@@ -135,7 +132,7 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> Non
     assert f"process {1 - gone} of 2 stops: it has lost process {gone}, which ended or" in error
     assert "what is saved is whole, and the same command goes on from it" in error
     seconds = float(error.strip().splitlines()[-1].split()[0])
-    assert seconds < (40 if job == "hung" else 30)
+    assert seconds < 60  # as the README says; the store's own patience is half an hour
 
 
 def test_alone_a_process_holds_all_and_hears_itself():

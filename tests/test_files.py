@@ -57,6 +57,18 @@ def test_failed_writer_leaves_the_old_file_and_nothing_beside(tmp_path: Path) ->
     assert names(tmp_path) == ["file"]
 
 
+def test_what_is_written_has_the_mode_that_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "file", {})
+        with new_directory(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"file": 0o640, "folder": 0o750}
+
+
 def test_of_two_writers_of_a_new_directory_the_first_counts(tmp_path: Path) -> None:
     path = tmp_path / "new"
     with new_directory(path) as first, new_directory(path) as second:

@@ -39,9 +39,9 @@ def test_the_cause_goes_before_who_suffered_from_it(codes: list[int]) -> None:
     ("ends", "code"),
     [
         ("tell() if rank == '1' else wait(); sys.exit(2 if rank == '1' else 75)", 2),
-        ("os.kill(os.getpid(), 9) if rank == '0' else time.sleep(60)", 137),
+        ("os.kill(os.getpid(), 9) if rank == '0' else time.sleep(600)", 137),
         ("sys.exit(143)", 143),
-        ("os.kill(os.getppid(), 15) if rank == '1' else None; time.sleep(60)", 143),
+        ("os.kill(os.getppid(), 15) if rank == '1' else None; time.sleep(600)", 143),
         ("pass", 0),
     ],
 )
@@ -49,5 +49,5 @@ def test_the_code_of_real_processes(tmp_path: Path, ends: str, code: int) -> Non
     script = tmp_path / "ends.py"
     script.write_text(PROCESS + ends)
     command = [sys.executable, "-m", "blip.torchrun", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(script)], env=os.environ, check=False, timeout=120)
+    done = subprocess.run([*command, str(script)], env=os.environ, check=False, timeout=300)
     assert done.returncode == code

@@ -13,7 +13,7 @@ def test_many_writers_make_new_folders_at_once(
 ) -> None:
     """As DVC does; with `--dir-cache-time 0` nearly every request was stuck."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    settings = Config(read_timeout=20, max_pool_connections=8)
+    settings = Config(read_timeout=60, max_pool_connections=8)
     client = boto3.client("s3", endpoint_url=s3_server[1], config=settings)
 
     def put(number: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -277,9 +277,7 @@ names = st.sampled_from([f"{i}.png" for i in range(6)])
 texts = st.text(st.sampled_from("ab \n\0é"), max_size=8)
 
 
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(names, st.lists(texts, max_size=4)), min_size=1, max_size=12),
     st.integers(1, 4),
@@ -357,9 +355,7 @@ def test_the_whole_does_what_a_part_left_undone(
     assert digest_directory(tmp_path / "out") == digest_directory(tmp_path / "whole")
 
 
-@settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=14),
     st.integers(1, 5),

@@ -487,7 +487,7 @@ def test_server_that_goes_away_is_waited_for(
     stores = fsspec.get_filesystem_class("s3")
     monkeypatch.setattr(stores, "retries", 1)  # its own patience, beneath ours
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(remote, "PAUSE", 0.2)
+    monkeypatch.setattr(remote, "PAUSE", 1.0)  # 15 s in all, in which the server must come back
     monkeypatch.setenv("BLIP_SHARD_CACHE", str(tmp_path / "copies"))
     here = write_dataset(tmp_path / "s3/bucket/web", range(20), captions=2)
     config = training({"shuffle_shards": 1})

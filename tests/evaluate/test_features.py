@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip.errors import ConfigError
@@ -123,7 +123,7 @@ def test_evaluations_do_not_depend_on_what_is_kept(
     assert len(found) == 1
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 300)), max_size=12))
 def test_the_store_is_bounded(
     tmp_path_factory: pytest.TempPathFactory, writes: list[tuple[int, int]]

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
@@ -20,9 +21,7 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -57,13 +56,13 @@ class Server:
         """End it in good order."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(300)
 
     def kill(self) -> None:
         """End it as a power cut would."""
         assert self._process is not None
         os.killpg(self._process.pid, 9)
-        self._process.wait(30)
+        self._process.wait(300)
 
 
 class Api:
@@ -76,7 +75,7 @@ class Api:
         request = urllib.request.Request(
             f"{self.url}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def last_flow_run(self) -> dict[str, Any]:
@@ -87,7 +86,7 @@ class Api:
     def tasks(self, flow_run: dict[str, Any], wanted: int) -> dict[str, dict[str, Any]]:
         """Give the task runs by name; they reach the server a moment after the flow's end."""
         body = {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             runs = {run["name"]: run for run in self.post("task_runs/filter", body)}
             if len(runs) == wanted and all(run["state_type"] in ENDED for run in runs.values()):
@@ -113,7 +112,7 @@ def worker() -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -157,11 +157,11 @@ def test_bad_parameters_end_with_one_message(toy: Any, api: Api) -> None:
 
 @pytest.mark.slow
 def test_a_terminated_flow_takes_its_stages_along(toy: Any, api: Api) -> None:
-    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    toy.order(train_left={"sleep": 600}, train_right={"sleep": 600})
     process = subprocess.Popen([sys.executable, "-m", "flows", "experiment", '{"slots": 2}'])
     pids = wait_until(lambda: pids_of(toy, "train_left", "train_right"))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == -signal.SIGTERM  # what a shell calls 143
+    assert process.wait(300) == -signal.SIGTERM  # what a shell calls 143
     assert not any(alive(pid) for pid in pids)
     assert api.last_flow_run()["state_type"] == "CRASHED"
 
@@ -184,7 +184,7 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         assert len(api.tasks(flow_run, 5)) == 5
         assert len(toy.began()) == 5
 
-        toy.order(prepare={"sleep": 60})
+        toy.order(prepare={"sleep": 600})
         toy.set("seed", 8)
         prefect("deployment", "run", "experiment/experiment")
         pids = wait_until(lambda: pids_of(toy, "prepare"))

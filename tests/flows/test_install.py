@@ -111,8 +111,8 @@ def test_installing_brings_back_what_was_changed(project: Any) -> None:
 
 @pytest.mark.slow
 def test_a_flow_killed_with_its_worker_is_crashed(project: Any, prefect_api: str) -> None:
-    project.order(prepare={"sleep": 300})
-    install(silence=timedelta(seconds=20))
+    project.order(prepare={"sleep": 600})
+    install(silence=timedelta(seconds=40))  # heartbeats come every 30: the flow has time to begin
     environment = {**os.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "prefect", "worker", "start", "--pool", PROCESSES],
@@ -128,8 +128,8 @@ def test_a_flow_killed_with_its_worker_is_crashed(project: Any, prefect_api: str
         worker.kill()
         worker.wait()
     os.kill(parent(stage), signal.SIGKILL)  # the flow, too: nothing is left to report
-    wait_until(lambda: not Path(f"/proc/{stage}").exists(), 60)  # it ends with the flow
-    wait_until(lambda: state(prefect_api, run) == "CRASHED", 150)
+    wait_until(lambda: not Path(f"/proc/{stage}").exists())  # it ends with the flow
+    wait_until(lambda: state(prefect_api, run) == "CRASHED")
     install()  # the usual patience again
 
 
@@ -152,13 +152,11 @@ def test_trainings_take_turns_and_other_stages_do_not(project: Any) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join()
     spans = {name: (began, ended) for name, began, ended in launcher.spans}
     assert set(spans) == set(names)
     first, second = sorted([spans["pretrain@human"], spans["finetune@retrieval_human"]])
     assert second[0] >= first[1]
-    assert spans["caption"][0] < spans["score"][1]
-    assert spans["score"][0] < spans["caption"][1]
     with get_client(sync_client=True) as client:
         limit = client.read_global_concurrency_limit_by_name(limit_name(cluster))
     assert limit.active_slots == 0
@@ -192,17 +190,21 @@ def test_a_turn_outlives_its_server(project: Any, tmp_path: Path) -> None:
 
 
 class Recorder:
-    """A launcher whose stages take three seconds and tell when."""
+    """A launcher whose trainings take a second and tell when; two other stages end together, or not at all."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, float, float]] = []
+        self.both = threading.Barrier(2, timeout=300)
 
     def begun(self, node: Node, key: str) -> bool:
         return False
 
     def launch(self, node: Node, key: str, say: Any) -> None:
         began = time.monotonic()
-        time.sleep(3)
+        if node.name.startswith(("pretrain", "finetune")):
+            time.sleep(1)
+        else:
+            self.both.wait()
         self.spans.append((node.name, began, time.monotonic()))
 
     def recorded(self, node: Node, key: str) -> None:
@@ -241,7 +243,7 @@ def parent(pid: int) -> int:
 
 
 def state(api: str, run: str) -> str:
-    with urllib.request.urlopen(f"{api}/flow_runs/{run}", timeout=30) as answer:
+    with urllib.request.urlopen(f"{api}/flow_runs/{run}", timeout=120) as answer:
         return str(json.load(answer)["state_type"])
 
 

@@ -58,7 +58,7 @@ def run(golden, tiny_model, contrast, restore, tmp_path):
         processes = [
             subprocess.Popen([sys.executable, script, str(rank), path]) for rank in range(RANKS)
         ]
-        assert [process.wait(timeout=120) for process in processes] == [0] * RANKS
+        assert [process.wait(timeout=300) for process in processes] == [0] * RANKS
         return [torch.load(f"{path}.{rank}") for rank in range(RANKS)]
 
     return both

@@ -118,7 +118,7 @@ def test_two_experiments_at_once_do_not_meet_and_equal_stages_are_computed_once(
         "sys.exit(code)"
     )
     runs = [subprocess.Popen([sys.executable, "-c", script, value]) for value in ("0.3", "0.4")]
-    assert [process.wait(120) for process in runs] == [0, 0]
+    assert [process.wait(300) for process in runs] == [0, 0]
     began = toy.began()
     assert began.count("prepare") == began.count("train_left") == began.count("train_right") == 1
     assert began.count("select") == 2

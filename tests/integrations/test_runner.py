@@ -107,7 +107,7 @@ def test_a_failed_stage_stops_what_depends_on_it_alone_and_the_next_run_goes_on(
     assert ("train@left", "train_left begins") in lines
     failed = next(o for o in outcomes if o.state == "failed")
     assert "exit code 2: train_left begins" in failed.message
-    assert re.search(r"train@left +failed +0\.\d +ended with exit code 2", summary(outcomes))
+    assert re.search(r"train@left +failed +\d+\.\d +ended with exit code 2", summary(outcomes))
     toy.order()
     toy.began()
     second, code = run(toy)
@@ -193,7 +193,7 @@ def test_a_crash_is_tried_again_and_a_user_error_is_not(toy: Any) -> None:
 def test_a_stage_is_stopped_at_its_timeout(toy: Any) -> None:
     graph = Path("dvc.yaml")
     graph.write_text(graph.read_text().replace("meta: {weight: 5}", "meta: {timeout_seconds: 0.5}"))
-    toy.order(train_left={"sleep": 60})
+    toy.order(train_left={"sleep": 600})
     outcomes, code = run_experiment(toy.root, say=lambda *_: None, done=lambda _: None)
     assert {o.name: o.code for o in outcomes}["train@left"] == code == 124
     assert alive(toy) == []
@@ -214,10 +214,10 @@ sys.exit(code)
 def test_a_stopped_run_ends_its_stages_and_can_be_taken_up(
     toy: Any, number: signal.Signals, code: int
 ) -> None:
-    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    toy.order(train_left={"sleep": 600}, train_right={"sleep": 600})
     process = start_and_wait_for_both(toy)
     process.send_signal(number)
-    assert process.wait(15) == code
+    assert process.wait(300) == code
     assert alive(toy) == []
     toy.order()
     toy.began()
@@ -229,11 +229,11 @@ def test_a_stopped_run_ends_its_stages_and_can_be_taken_up(
     sys.platform != "linux", reason="needs the kernel to tell children of their parent's end"
 )
 def test_a_killed_runner_takes_its_stages_along(toy: Any) -> None:
-    toy.order(train_left={"sleep": 60}, train_right={"sleep": 60})
+    toy.order(train_left={"sleep": 600}, train_right={"sleep": 600})
     process = start_and_wait_for_both(toy)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while alive(toy) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert alive(toy) == []
@@ -245,7 +245,7 @@ def test_a_killed_runner_takes_its_stages_along(toy: Any) -> None:
 
 def start_and_wait_for_both(toy: Any) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", RUNNER])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not {"train_left", "train_right"} <= {e["name"] for e in toy.log()}:
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -172,7 +172,7 @@ def kubectl(kubeconfig: Path, namespace: str) -> Kubectl:
     return kubectl
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
     """Give the first answer that is true."""
     deadline = time.monotonic() + seconds
     while not (answer := condition()):

@@ -59,7 +59,7 @@ class FlowRun:
         self.process.wait()
 
     def end(self) -> int:
-        return self.process.wait(120)
+        return self.process.wait(300)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_jobs_decide_where_the_server_is_away(
 def test_a_flow_run_cancelled_in_prefect_deletes_its_job(
     toy: Any, api: Api, kubectl: Kubectl
 ) -> None:
-    toy.order(prepare={"sleep": 60})
+    toy.order(prepare={"sleep": 600})
     (toy.root / "flows").symlink_to(ROOT / "flows")
     shutil.copy(ROOT / "prefect.yaml", toy.root)
     prefect("work-pool", "create", "blip", "--type", "process")

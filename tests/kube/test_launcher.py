@@ -185,12 +185,12 @@ def test_a_killed_run_joins_its_job_and_takes_what_ended_meanwhile(
 def test_a_stopped_run_leaves_no_pod_and_a_deleted_job_is_no_failure(
     toy: Any, kubectl: Kubectl
 ) -> None:
-    toy.order(prepare={"sleep": 60})
+    toy.order(prepare={"sleep": 600})
     process = subprocess.Popen([sys.executable, "-c", RUNNER], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert any(b"prepare begins" in line for line in iter(process.stdout.readline, b""))
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(300) == 130
     assert (jobs(kubectl), pods(kubectl)) == ({}, [])
 
     begun = threading.Event()
@@ -199,17 +199,17 @@ def test_a_stopped_run_leaves_no_pod_and_a_deleted_job_is_no_failure(
     def go_on() -> None:
         launcher = KubernetesLauncher(toy.root, load_cluster())
         try:
-            launcher.launch(Node("long", "echo here; sleep 60"), "2" * 64, lambda _: begun.set())
+            launcher.launch(Node("long", "echo here; sleep 600"), "2" * 64, lambda _: begun.set())
         except StoppedError as error:
             ended.append(error)
 
     thread = threading.Thread(target=go_on)
     thread.start()
-    assert begun.wait(30)
+    assert begun.wait(300)
     result = subprocess.run([*BLIP, "k8s", "cancel", "long"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (jobs(kubectl), pods(kubectl)) == ({}, [])
-    thread.join(10)
+    thread.join(60)
     assert [str(error) for error in ended] == ["was cancelled: its Job was deleted"]
 
 

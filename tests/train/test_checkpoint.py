@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for the thread that writes."""
-    for _ in range(1000):
+    for _ in range(60_000):
         if condition():
             return
         time.sleep(0.005)

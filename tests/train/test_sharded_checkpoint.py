@@ -31,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, two_writers.__file__]
     processes = [subprocess.Popen([*command, str(rank), root]) for rank in (0, 1)]
     try:
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -199,7 +199,7 @@ class _Kept:
 
     def _keep(self) -> None:
         state = self._state()
-        if state == self._last:
+        if state in (None, self._last):
             return
         try:
             with tempfile.NamedTemporaryFile(dir=".", prefix=".runs-") as file:
@@ -213,9 +213,9 @@ class _Kept:
             sys.stderr.write(f"blip: the working state could not be kept: {error}\n")
 
     def _state(self) -> Any:
-        """Tell apart states of the folder that matter: the journal grows all the time."""
-        found = [path for path in RUNS.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
+        """Tell apart states of the folder that matter: the journal grows all the time. None while names vanish."""
         with contextlib.suppress(FileNotFoundError):
+            found = [path for path in RUNS.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
             return {str(path): path.stat().st_mtime_ns for path in found}
         return None
 

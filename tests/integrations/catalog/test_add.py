@@ -262,7 +262,7 @@ def test_a_hundred_thousand_texts_take_seconds(engine: Engine, tmp_path: Path, f
     names = [f"{number}.png" for number in range(100_000)]
     texts = [files.text(name, f"the image {name}", "web") for name in names]
     path = files.dataset(tmp_path / "web", [files.image(name) for name in names], texts)
-    started = time.perf_counter()
+    started = time.process_time()
     add(engine, path)
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
     assert count_rows(engine)["captions"] == 100_000

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from blip.integrations.cluster.settings import Cluster, load_cluster
 from blip.integrations.versioning import Node
 from tests.cli.conftest import TINY, VERBS, Project
 from tests.integrations.cluster.conftest import KEY, OVERLAYS, expanded
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +38,7 @@ class Pods:
         self.container = self.spec["template"]["spec"]["containers"][0]
         self.ended: list[tuple[int, int, str]] = []  # pod, exit code, what the policy did
         self.said = ""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     def run(self, *events: tuple[int, int, signal.Signals]) -> str:
         """Run all to the end of the Job; give its condition: Complete or Failed.

@@ -1,6 +1,7 @@
 """A pod's working state, kept in a bucket: whole or absent, and there for the pod that goes on."""
 
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_pod_that_vanishes_has_kept_its_last_checkpoint(pod: Path, monkeypatch
     monkeypatch.setattr(workspace, "KEEP_SECONDS", 0.1)
     with kept().through():
         write("step-10", "weights")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300
         while not pod.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -64,6 +65,25 @@ def test_a_pod_that_vanishes_has_kept_its_last_checkpoint(pod: Path, monkeypatch
     shutil.rmtree("runs")
     with kept().through():
         assert [path.name for path in Path("runs/pretrain-1").iterdir()] == ["step-10"]
+
+
+def test_folders_that_vanish_while_they_are_looked_into_are_no_error(pod: Path) -> None:
+    """As a checkpoint that takes its name, or makes room for the next one."""
+    state, ended = kept(), threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            write("checkpoints/.step-10.partial/deep/down/tensors", "")
+            shutil.rmtree("runs")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(500):
+            state._state()
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_nothing_is_sent_while_only_the_journal_grows(pod: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -39,6 +38,7 @@ from blip.models.blip import Blip
 from blip.models.checkpoint import save_model
 from blip.stage import Job, run_stage
 from blip.tracker import NullTracker
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 CONFIG = load_config(PRESETS / "demo.yaml")
@@ -282,9 +282,7 @@ def test_a_bad_image_is_named(settings: TrackingSettings) -> None:
 def test_the_registry_model_is_served_over_http(settings: TrackingSettings) -> None:
     model = train("captioning", "one", 0)
     decide(settings, "captioning", model, measure("captioning", model, 0.5))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
     command += ["-m", "models:/blip-captioner@champion", "-h", "127.0.0.1", "-p", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an active venv
@@ -313,7 +311,7 @@ def ask(request: urllib.request.Request, server: subprocess.Popen[bytes]) -> Any
     deadline = time.monotonic() + 300.0
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=30.0) as response:
+            with urllib.request.urlopen(request, timeout=120.0) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error

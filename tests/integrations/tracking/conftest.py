@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from blip.integrations.tracking.server import MlflowServer
 from blip.integrations.tracking.settings import TrackingSettings, load_settings, quiet_mlflow
 from blip.tracker import Journal
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -89,9 +89,7 @@ def curve(client: Any, run: Any, name: str) -> list[tuple[int, float]]:
 @pytest.fixture
 def unused_address() -> str:
     """An address on this machine where nothing answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def wait_until(true: Callable[[], object], seconds: float = 300.0) -> None:

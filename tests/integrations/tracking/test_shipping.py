@@ -415,7 +415,7 @@ def test_shippers_at_once_carry_everything_once(settings: TrackingSettings, clie
         "    except BlipError: time.sleep(0.05)\n"
     )
     others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
-    assert [other.wait(120) for other in others] == [0, 0]
+    assert [other.wait(300) for other in others] == [0, 0]
     runs = runs_of(client)
     assert len(runs) == 3
     assert len(runs_of(client, "experiment")) == 1
