@@ -120,7 +120,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["killed", "killed first", "hung", "deserted"])
 def test_a_process_that_is_lost_ends_the_others(tmp_path: Path, job: str) -> None:
-    processes = start(job, tmp_path, PATIENCE="5")
+    processes = start(job, tmp_path, PATIENCE="10")
     gone = 0 if job == "killed first" else 1
     survivor, lost = processes[1 - gone], processes[gone]
     try:

@@ -38,6 +38,7 @@ from blip.data.tar import TarWriter
 from blip.data.text import Tokenizer, train_vocabulary
 from blip.data.transforms import normalise
 from blip.errors import DataError
+from tests.ports import free_port
 
 PARAMS = Path(__file__).parents[2] / "blip/presets/demo.yaml"
 SIZE = 32
@@ -500,7 +501,7 @@ def test_server_that_goes_away_is_waited_for(
         except DataError as error:
             failures.append(str(error))
 
-    with serve(tmp_path / "s3") as address:
+    with serve(tmp_path / "s3", free_port()) as address:
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
         stores.clear_instance_cache()
