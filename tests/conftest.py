@@ -1,5 +1,6 @@
 """What the tests share: where the reference material lies, and a calm environment."""
 
+import logging
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from benchmarks.s3 import environment, serve
 from tests.ports import free_port
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")  # which it sends from a process that outlives it
 
 # A background job of a shell ignores Ctrl-C, and so would every process that the tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -29,6 +31,15 @@ def _same_chance() -> None:
     """Begin with the same state of torch's generator, whichever tests ran before."""
     if torch := sys.modules.get("torch"):
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Take back what commands that run in this process make of the package's log."""
+    logger = logging.getLogger("blip")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import sys
 
 import numpy as np
@@ -41,8 +40,6 @@ GOOD = ("a.png", "b.jpg", "more/c.webp", "more/d.bmp")
 @pytest.fixture
 def blip(monkeypatch, capsys):
     """Run the command; give its exit code, the lines it printed, and the words on stderr."""
-    logger = logging.getLogger("blip")
-    before = logger.handlers[:], logger.level, logger.propagate
 
     def run(*arguments, data=b""):
         monkeypatch.setattr(sys, "argv", ["blip", *map(str, arguments)])
@@ -53,8 +50,7 @@ def blip(monkeypatch, capsys):
         assert "Traceback" not in printed.err
         return ended.value.code or 0, printed.out.splitlines(), printed.err
 
-    yield run
-    logger.handlers[:], logger.level, logger.propagate = before
+    return run
 
 
 def test_captions_of_a_folder_go_on_after_a_broken_file(blip, models, photos):
