@@ -53,16 +53,19 @@ class Server:
                 time.sleep(0.3)
 
     def stop(self) -> None:
-        """End it in good order."""
+        """End it in good order, if it will."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(300)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(60)
+            self.kill()
 
     def kill(self) -> None:
         """End it as a power cut would."""
         assert self._process is not None
-        os.killpg(self._process.pid, 9)
-        self._process.wait(300)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, 9)
+        self._process.wait()
 
 
 class Api:
