@@ -14,7 +14,7 @@ def free_port() -> int:
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = 10_000 + 8 * secrets.randbelow(2_500) + worker % 8
+        port = 20_000 + 8 * secrets.randbelow(1_250) + worker % 8
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
