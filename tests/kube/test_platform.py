@@ -279,7 +279,7 @@ def test_the_databases_and_buckets_are_there(platform: Platform) -> None:
         f"psql -h /tmp -U postgres -Atc '{query}'",
     )
     assert names <= set(listed.split())
-    wait_until(lambda: any(job["status"].get("succeeded") for job in platform.get("jobs")), 120)
+    wait_until(lambda: any(job["status"].get("succeeded") for job in platform.get("jobs")), READY)
     folders = {folder.name for folder in (platform.folder / "volumes/s3").iterdir()}
     assert {"mlflow", "dvc", "backups"} <= folders
 
@@ -435,7 +435,7 @@ def test_a_backup_can_be_read_back(platform: Platform) -> None:
             for j in platform.get("jobs")
             if j["metadata"]["name"] == "backup-now"
         ),
-        180,
+        READY,
         lambda: platform.story("backup"),
     )
     kept = sorted((platform.folder / "volumes/s3/backups/postgres").glob("*/*.dump"))
