@@ -25,8 +25,8 @@ from torch import Tensor
 from blip.benchmarks.records import is_finite, numbered, photo, require, score
 from blip.config import Config
 from blip.data.loader import ahead
-from blip.data.sources import field
 from blip.data.tasks import read_photo
+from blip.data.text_records import field
 from blip.data.transforms import evaluation_resize, normalise
 from blip.distributed import Team, rank
 from blip.errors import DataError

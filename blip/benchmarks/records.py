@@ -9,8 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from blip.data.sources import is_safe, json_items
+from blip.data.image_store import is_safe
 from blip.data.text import has_words
+from blip.data.text_records import json_items
 from blip.errors import DataError
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from blip.benchmarks.records import numbered, question_text, require, text
 from blip.benchmarks.video_retrieval import Frames, video_tokens
 from blip.config import Config
-from blip.data.sources import field, read_lines
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question
+from blip.data.text_records import field, read_lines
 from blip.data.video import Videos
 from blip.distributed import Team, rank
 from blip.errors import DataError

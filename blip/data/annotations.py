@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from blip.data.sources import field, is_safe, json_items, parse_blip
+from blip.data.image_store import is_safe
+from blip.data.sources import parse_blip
 from blip.data.text import clean_caption
+from blip.data.text_records import field, json_items
 from blip.errors import DataError
 
 VISUAL_GENOME_WEIGHT = 0.2  # of its one answer

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.data.sources import field, json_items
 from blip.data.text import has_words
+from blip.data.text_records import field, json_items
 from blip.errors import DataError
 from blip.files import read_json
 from blip.metrics.ids import require_one_each
