@@ -169,10 +169,10 @@ def _next_item(text: str, at: int, separator: str) -> tuple[list[Any], int]:
     if separator == ",":
         at = _skip_space(text, at)
         if text.startswith("]", at):
-            return [], at
+            return [], at + 1
     at = _skip(text, at, separator)
     if separator == "[" and text.startswith("]", at):
-        return [], at
+        return [], at + 1
     item, at = _next_value(text, at)
     return [item], at
 
