@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from blip.config import Section, read_yaml
-from blip.data.sources import is_safe
+from blip.data.image_store import is_safe
 from blip.errors import ConfigError
 
 CATALOGUE = Path(__file__).parent / "files.yaml"

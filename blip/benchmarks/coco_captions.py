@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from blip.config import Config
 from blip.data.annotations import coco_image_id
-from blip.data.sources import field, json_items
+from blip.data.text_records import field, json_items
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic, mean
 from blip.evaluate.captioning import score_captions, statistics, write_captions

@@ -18,8 +18,8 @@ import torch
 
 from blip.config import Config
 from blip.data.annotations import Statement, read_statements
-from blip.data.sources import field, is_json_list, json_lines, read_lines
 from blip.data.text import clean_caption, has_words
+from blip.data.text_records import field, is_json_list, json_lines, read_lines
 from blip.distributed import Team, rank
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import Statistic, mean

@@ -25,7 +25,7 @@ from blip.benchmarks.coco_captions import (
 )
 from blip.config import Config
 from blip.data.annotations import NocapsImage, read_nocaps
-from blip.data.sources import field
+from blip.data.text_records import field
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.captioning import write_captions

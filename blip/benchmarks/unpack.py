@@ -5,7 +5,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-from blip.data.sources import is_safe
+from blip.data.image_store import is_safe
 from blip.errors import DataError
 from blip.files import lock, sync_directory, sync_file
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from blip.config import Config
 from blip.data.dialogs import OPTIONS, Dialog, DialogSet, Key, Round
-from blip.data.sources import field, json_items
 from blip.data.text import Tokenizer, clean_caption
+from blip.data.text_records import field, json_items
 from blip.distributed import Team, rank
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean

@@ -18,9 +18,9 @@ import torch
 
 from blip.config import Config
 from blip.data.annotations import Question, read_answer_list, read_questions
-from blip.data.sources import field, is_json_list, json_items
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question, has_words
+from blip.data.text_records import field, is_json_list, json_items
 from blip.distributed import Team, rank
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean

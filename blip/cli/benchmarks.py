@@ -61,7 +61,7 @@ def fetch(
     from blip.benchmarks.listing import chosen
     from blip.benchmarks.unpack import unpack
     from blip.errors import DataError
-    from blip.integrations.versioning import pin_file
+    from blip.integrations.pinning import pin_file
 
     files = chosen(load_catalogue(catalogue or CATALOGUE), name, only or [])
     by_hand = []

@@ -34,7 +34,7 @@ def world(
     from blip.data.world import draw_world
     from blip.errors import ConfigError
     from blip.files import atomic_directory, digest_json, lock, read_json, write_json
-    from blip.integrations.versioning import pin_data
+    from blip.integrations.pinning import pin_data
 
     config = read_config(params, sets)
     if config.world is None:

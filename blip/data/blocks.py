@@ -30,8 +30,9 @@ from blip.data.dataset import (
     write_manifest,
     write_table,
 )
+from blip.data.image_store import ImageStore
 from blip.data.images import OversizedImageError, ShardImages, decode_pixels, read_header
-from blip.data.sources import ImageStore, SourceRecord
+from blip.data.sources import SourceRecord
 from blip.data.tar import TarWriter
 from blip.errors import DataError
 from blip.files import new_directory

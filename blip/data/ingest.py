@@ -34,7 +34,8 @@ from blip.data.blocks import (
     write_shard,
 )
 from blip.data.dataset import Shard, iterate_rows, write_manifest
-from blip.data.sources import ImageStore, read_records
+from blip.data.image_store import ImageStore
+from blip.data.sources import read_records
 from blip.data.truth import TRUTH, Truth, write_truth
 from blip.errors import DataError
 from blip.files import write_json

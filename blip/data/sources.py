@@ -1,36 +1,27 @@
-"""Collections as users have them: annotation files of several formats, images in a folder or a tar.
+"""Collections as users have them: annotation files of several formats, read as records of one kind.
 
 Everything in them is untrusted. A malformed annotation file is an error that names file, record,
 value, rule and remedy; what is wrong with single images and captions is judged in `ingest`.
 """
 
-import contextlib
 import csv
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
-from typing import Any, TextIO, TypeVar
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip.config import Source
-from blip.data.tar import index_tar
+from blip.data.text_records import field, numbered, read_lines, reading
 from blip.errors import DataError
 from blip.files import read_json
 
 IMAGE_COLUMNS = ("image", "path", "filepath", "file_path", "image_path", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "sentence", "alt_text")
-
-T = TypeVar("T")
-
-_DECODER = json.JSONDecoder()
-_CHUNK = 1 << 20  # characters of JSON read at once
-_MAX_RECORD = 1 << 24  # characters that one record of a JSON list may have
 
 
 @dataclass(frozen=True)
@@ -68,6 +59,8 @@ def read_records(source: Source) -> Iterator[SourceRecord]:
     records = itertools.islice(records, source.skip, stop)
     first = next(records, None)
     if first is None:
+        if source.split is None and not source.skip:
+            raise DataError(f"{path}: holds no record: fetch it again, or name another file")
         raise DataError(
             f"{path}: no record is left after split {source.split!r} and skip {source.skip}: "
             "check that they belong to this file"
@@ -79,73 +72,14 @@ def read_records(source: Source) -> Iterator[SourceRecord]:
     return _mismatch(list(records), source.mismatch) if source.mismatch else records
 
 
-class ImageStore:
-    """The images of a collection by name: the files of a folder, or the members of a tar.
-
-    Raises:
-        DataError: It is missing, unreadable, or a tar that is cut short.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        if path.is_dir():
-            self._root = path.resolve()
-            self._members: dict[str, tuple[int, int]] | None = None
-        else:
-            self._members = index_tar(path)
-            self._file = path.open("rb")
-
-    def __enter__(self) -> "ImageStore":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._members is not None:
-            self._file.close()
-
-    def read(self, name: str) -> bytes | None:
-        """Read an image; None where there is no regular file of that name.
-
-        Raises:
-            ValueError: The name is not safe, or leads out of the folder through a link.
-            DataError: The file is there but cannot be read.
-        """
-        if not is_safe(name):
-            raise ValueError(f"{name!r} is not a plain relative path")
-        try:
-            if self._members is None:
-                return self._read_file(name)
-            return self._read_member(name)
-        except OSError as error:
-            raise DataError(f"{self._path / name}: cannot be read: {error.strerror}") from None
-
-    def _read_file(self, name: str) -> bytes | None:
-        path = (self._root / name).resolve()
-        if not path.is_relative_to(self._root):
-            raise ValueError(f"{name!r} is a link out of the folder")
-        return path.read_bytes() if path.is_file() else None
-
-    def _read_member(self, name: str) -> bytes | None:
-        assert self._members is not None
-        place = self._members.get(name.removeprefix("./"))
-        if place is None:
-            return None
-        self._file.seek(place[0])
-        return self._file.read(place[1])
-
-
-def is_safe(name: str) -> bool:
-    """Tell whether a name may be looked up: relative, downwards, printable, of a sane length."""
-    path = PurePosixPath(name)
-    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    return inside and name.isprintable() and "\\" not in name and len(name) < 1024
-
-
 def _parse_folder(form: str, folder: Path) -> Iterator[SourceRecord]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
         raise DataError(f"{folder}: cannot be read: there is no file in the folder")
     for path in files:
         collection = Path(path.relative_to(folder).parts[0]).stem
+        if not collection.isprintable():
+            raise DataError(f"{folder}: {collection!r} names a collection: give it a plain name")
         for record in _parse(form, path):
             yield replace(record, collection=collection)
 
@@ -167,8 +101,7 @@ def _parse(form: str, path: Path) -> Iterator[SourceRecord]:
 
 def parse_blip(path: Path) -> Iterator[SourceRecord]:
     """`[{"image": name, "caption": text or [text, ...]}, ...]`, as salesforce/BLIP has it."""
-    for number, item in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
+    for where, item in numbered(path):
         image = field(item, "image", str, where)
         caption = item.get("caption")
         captions = [caption] if isinstance(caption, str) else caption
@@ -186,7 +119,14 @@ def _parse_coco(path: Path) -> Iterator[SourceRecord]:
     images: dict[Any, str] = {}
     for number, image in enumerate(field(document, "images", list, f"{path}"), 1):
         where = f"{path}, images, record {number}"
-        images[field(image, "id", (int, str), where)] = field(image, "file_name", str, where)
+        identity = field(image, "id", (int, str), where)
+        name = field(image, "file_name", str, where)
+        if identity in images:
+            raise DataError(
+                f"{where} ({name}): id {identity!r} is that of {images[identity]} already: "
+                "mend or remove the record"
+            )
+        images[identity] = name
     captions: dict[Any, list[str]] = {image: [] for image in images}
     for number, annotation in enumerate(field(document, "annotations", list, f"{path}"), 1):
         where = f"{path}, annotations, record {number}"
@@ -202,7 +142,7 @@ def _parse_coco(path: Path) -> Iterator[SourceRecord]:
 
 def _parse_csv(path: Path, tabs: bool) -> Iterator[SourceRecord]:
     """A table with a header. Tab-separated values are taken as they are, without quoting."""
-    with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         if tabs:
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
         else:
@@ -210,7 +150,7 @@ def _parse_csv(path: Path, tabs: bool) -> Iterator[SourceRecord]:
         try:
             header = next(rows, [])
             image, caption = _find_columns(path, header)
-            for row in rows:
+            for row in filter(None, rows):  # a blank line is no record
                 if len(row) != len(header):
                     raise DataError(
                         f"{path}, line {rows.line_num}: has {len(row)} fields, the header has "
@@ -224,17 +164,20 @@ def _parse_csv(path: Path, tabs: bool) -> Iterator[SourceRecord]:
 
 
 def _parse_parquet(path: Path) -> Iterator[SourceRecord]:
-    with _reading(path), pq.ParquetFile(path) as file:
-        schema = file.schema_arrow
-        names = [schema.names[i] for i in _find_columns(path, schema.names)]
-        for name in names:
-            kind = schema.field(name).type
-            if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
-                raise DataError(f"{path}: column {name} holds {kind}, it must hold strings")
-        for batch in file.iter_batches(columns=names):
-            images, texts = (batch.column(name).to_pylist() for name in names)
-            for image, text in zip(images, texts, strict=True):
-                yield SourceRecord(image or "", (text or "",))
+    try:
+        with reading(path), pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            names = [schema.names[i] for i in _find_columns(path, schema.names)]
+            for name in names:
+                kind = schema.field(name).type
+                if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+                    raise DataError(f"{path}: column {name} holds {kind}, it must hold strings")
+            for batch in file.iter_batches(columns=names):
+                images, texts = (batch.column(name).to_pylist() for name in names)
+                for image, text in zip(images, texts, strict=True):
+                    yield SourceRecord(image or "", (text or "",))
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {error}: fetch it again") from None
 
 
 def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
@@ -250,155 +193,6 @@ def _parse_flickr8k(path: Path) -> Iterator[SourceRecord]:
         yield SourceRecord(name, (caption,))
 
 
-def json_items(path: Path, member: str | None = None) -> Iterator[Any]:
-    """Give the items of a JSON list one by one, without holding the file.
-
-    Args:
-        path: The file.
-        member: The file holds an object, and the list is this member of it; those before it are
-            held one at a time.
-
-    Raises:
-        DataError: The file cannot be read, or holds no such list; the record is named.
-    """
-    with _reading(path), path.open(encoding="utf-8-sig") as file:
-        text = _JsonText(path, file)
-        if member is not None:
-            _enter_member(text, member)
-        separator = "["
-        for number in itertools.count(1):
-            item = text.take(partial(_next_item, separator=separator), f"record {number}")
-            if not item:
-                return
-            yield item[0]
-            separator = ","
-
-
-def is_json_list(path: Path) -> bool:
-    """Tell a list in JSON from an object, or from lines of them.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    with _reading(path), path.open(encoding="utf-8-sig") as file:
-        return file.read(_CHUNK).lstrip().startswith("[")
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Give what stands on each line of a file, in JSON, and how errors name the line.
-
-    Raises:
-        DataError: The file cannot be read, or a line is not JSON; it is named.
-    """
-    for number, line in read_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where}: is not JSON ({error}), it begins with {line[:60]!r}: mend the file; if "
-                "it is cut short, fetch it again"
-            ) from None
-
-
-class _JsonText:
-    """A file of JSON that is read as far as the next value needs."""
-
-    def __init__(self, path: Path, file: TextIO) -> None:
-        self.path, self._file = path, file
-        self._text, self._at = file.read(_CHUNK), 0
-
-    def take(self, parse: Callable[[str, int], tuple[T, int]], what: str) -> T:
-        """Give what `parse` finds at the place in the text, and go on behind it."""
-        while True:
-            try:
-                found, self._at = parse(self._text, self._at)
-                return found
-            except (ValueError, RecursionError) as error:
-                rest = self._text[self._at :]
-                more = self._file.read(_CHUNK) if len(rest) < _MAX_RECORD else ""
-                if not more:
-                    raise DataError(
-                        f"{self.path}, {what}: is not JSON ({error}), it begins with "
-                        f"{rest[:60]!r}: mend the file; if it is cut short, fetch it again"
-                    ) from None
-                self._text, self._at = rest + more, 0
-
-
-def _enter_member(text: _JsonText, member: str) -> None:
-    """Go to the value of a member of the object that begins here."""
-    separator = "{"
-    while (name := text.take(partial(_next_name, separator=separator), member)) != member:
-        if name is None:
-            raise DataError(f"{text.path}: has no {member!r}: it is a file of something else")
-        text.take(_next_value, name)
-        separator = ","
-
-
-def _next_name(text: str, at: int, separator: str) -> tuple[str | None, int]:
-    """Give the name of the member behind a separator, and where its value begins; None at the end."""
-    if separator == ",":
-        at = _skip_space(text, at)
-        if text.startswith("}", at):
-            return None, at
-    at = _skip(text, at, separator)
-    if separator == "{" and text.startswith("}", at):
-        return None, at
-    name, at = _next_value(text, at)
-    return str(name), _skip(text, at, ":")
-
-
-def _next_item(text: str, at: int, separator: str) -> tuple[list[Any], int]:
-    """Give the list item behind a separator, and where it ends; none at the end of the list."""
-    if separator == ",":
-        at = _skip_space(text, at)
-        if text.startswith("]", at):
-            return [], at
-    at = _skip(text, at, separator)
-    if separator == "[" and text.startswith("]", at):
-        return [], at
-    item, at = _next_value(text, at)
-    return [item], at
-
-
-def _next_value(text: str, at: int) -> tuple[Any, int]:
-    """Give a value, and where it ends: before the end of the text, where a number might go on."""
-    value, at = _DECODER.raw_decode(text, _skip_space(text, at))
-    if at == len(text):
-        raise ValueError("it is cut short")
-    return value, at
-
-
-def _skip(text: str, at: int, mark: str) -> int:
-    """Give the place behind a mark and the space around it."""
-    at = _skip_space(text, at)
-    if not text.startswith(mark, at):
-        raise ValueError(f"expected {mark!r}")
-    return _skip_space(text, at + 1)
-
-
-def _skip_space(text: str, at: int) -> int:
-    while text[at : at + 1].isspace():
-        at += 1
-    return at
-
-
-def field(item: Any, name: str, kind: type[T] | tuple[type[T], ...], where: str) -> T:
-    """Give the field of a record, which must be of a kind; `where` names the record in the error.
-
-    Raises:
-        DataError: The record is no object, or lacks the field, or it is of another kind.
-    """
-    value = item.get(name) if isinstance(item, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        wanted = getattr(kind, "__name__", "int or str")
-        raise DataError(
-            f"{where}: {name} is {value!r:.80}, it must be {wanted}: mend or remove the record "
-            f"({item!r:.80})"
-        )
-    return value
-
-
 def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
     """Find the columns of the image's name and of the caption."""
     lower = [name.strip().lower() for name in header]
@@ -410,33 +204,10 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
                 f"{path}: no {what} column among {', '.join(header) or '(none)'}: "
                 f"call it one of {', '.join(names)}; images behind URLs must be fetched first"
             )
+        if lower.count(lower[places[0]]) > 1:
+            raise DataError(f"{path}: column {header[places[0]]} stands twice: remove one")
         found.append(places[0])
     return found[0], found[1]
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the lines that are not blank, with their numbers.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    with _reading(path), path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.rstrip("\n")
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say which file could not be read."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error}): convert it") from None
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {error}: fetch it again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def _merge_neighbours(records: Iterable[SourceRecord]) -> Iterator[SourceRecord]:

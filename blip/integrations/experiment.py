@@ -21,7 +21,7 @@ import yaml
 from blip.config import PRESETS, Config, check_config, dump_config, load_config, merge, read_yaml
 from blip.errors import ConfigError, IntegrationError
 from blip.files import lock, read_json, write_json, write_text
-from blip.integrations import versioning
+from blip.integrations import pinning, sharing, versioning
 from blip.integrations.git import git, reports, snapshot
 from blip.integrations.launch import Kind, open_launcher
 from blip.integrations.runner import (
@@ -153,7 +153,7 @@ def run_experiment(
 def begin(experiment: Experiment, launcher: Kind, share: bool) -> Run:
     """Prepare to run the stages of an experiment in its workspace, the current directory."""
     if share:
-        versioning.fetch_run_cache()
+        sharing.fetch_run_cache()
     claims = experiment.checkout / STATE / "claims"
     return Run(open_launcher(launcher, experiment.workspace), claims, pull=share)
 
@@ -161,7 +161,7 @@ def begin(experiment: Experiment, launcher: Kind, share: bool) -> Run:
 def finish(experiment: Experiment, outcomes: list[Outcome], share: bool) -> None:
     """Share the results that are there, and save a whole experiment for `dvc exp show`."""
     if share:
-        versioning.push([outcome.name for outcome in outcomes if outcome.good])
+        sharing.push([outcome.name for outcome in outcomes if outcome.good])
     good = {outcome.name for outcome in outcomes if outcome.good}
     stages = {node.name for node in versioning.read_graph().values() if node.command is not None}
     if experiment.own_workspace and good >= stages:  # DVC saves no part
@@ -245,9 +245,9 @@ def _set_up(experiment: Experiment) -> None:
         _link_shared(checkout, workspace)
         _write_params(experiment)
         with contextlib.chdir(workspace):
-            versioning.share_cache(checkout)
+            sharing.share_cache(checkout)
             if experiment.config.world is None:
-                versioning.forget_generated_data()
+                pinning.forget_generated_data()
             versioning.checkout()
         write_json(experiment.state, {"base": base})
 

@@ -23,7 +23,7 @@ from typing import Literal
 from blip.config import Config
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import digest_json, lock
-from blip.integrations import versioning
+from blip.integrations import pinning, versioning
 from blip.integrations.launch import (
     TIMED_OUT,
     Launcher,
@@ -201,7 +201,7 @@ def run_node(node: Node, run: Run, say: Callable[[str], None]) -> State:
 
 def _bring_data(node: Node, run: Run, say: Callable[[str], None]) -> State:
     """Bring pinned data: from the cache, and by their generator, which leaves right ones alone."""
-    state = versioning.keep_data(node.name)
+    state = pinning.keep_data(node.name)
     if node.command is not None:
         with _claim(run, node.name):
             run.launcher.launch(node, node.name, say)

@@ -12,7 +12,7 @@ import pytest
 
 from blip.config import read_yaml
 from blip.errors import BlipError, ConfigError, IntegrationError
-from blip.integrations import versioning
+from blip.integrations import sharing, versioning
 from blip.integrations.experiment import open_experiment, run_experiment
 from blip.integrations.runner import Outcome
 
@@ -179,7 +179,7 @@ def test_results_pushed_to_a_remote_are_restored_in_a_clone_without_lock_or_repo
     git(toy, "commit", "-qam", "remote")
     run(toy, share=True)
     assert len(toy.began()) == 5
-    assert versioning.push(["select"]) == 0
+    assert sharing.push(["select"]) == 0
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(toy.root), str(clone)], check=True)
     monkeypatch.chdir(clone)

@@ -21,7 +21,7 @@ from typing import Any
 
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import read_json
-from blip.integrations import versioning
+from blip.integrations import dvc_session, sharing, versioning
 from blip.integrations.git import archive, snapshot
 from blip.integrations.launch import StageFailedError, shell_arguments
 from blip.integrations.versioning import Node
@@ -44,15 +44,15 @@ def share(folder: Path, node: Node, key: str) -> dict[str, str]:
         ConfigError: The DVC remote is none that pods could reach.
         IntegrationError: It cannot be written.
     """
-    remote = versioning.remote_url()
+    remote = sharing.remote_url()
     if not remote.startswith("s3://"):
         raise ConfigError(
             f"pods cannot reach the DVC remote {remote}: storage of kind s3 needs one at s3://..."
         )
-    with versioning.one_at_a_time:
+    with dvc_session.one_at_a_time:
         tree = snapshot(folder)
-        versioning.put(archive(folder, tree), f"{FOLDER}/workspaces/{tree}.tar")
-        versioning.push(_all_upstream(node.name))
+        sharing.put(archive(folder, tree), f"{FOLDER}/workspaces/{tree}.tar")
+        sharing.push(_all_upstream(node.name))
     return {REMOTE: remote, TREE: tree, KEY: key}
 
 
@@ -71,7 +71,7 @@ def bring(node: Node) -> None:
     Raises:
         StageFailedError: They are not in the remote, or belong to other inputs.
     """
-    versioning.fetch_run_cache()
+    sharing.fetch_run_cache()
     if versioning.prepare(node.name, pull=True).state == "stale":
         raise StageFailedError("its Job ended well, but its result is not in the DVC remote", 1)
 
@@ -104,7 +104,7 @@ def _unpack(remote: str, tree: str) -> None:
 
 
 def _run(stage: str, command: str, key: str, kept: "_Kept") -> int:
-    versioning.fetch_run_cache()
+    sharing.fetch_run_cache()
     _fetch_inputs(stage)
     prepared = versioning.prepare(stage, pull=True)
     if prepared.state == "stale":
@@ -117,7 +117,7 @@ def _run(stage: str, command: str, key: str, kept: "_Kept") -> int:
             if code := _child(command):
                 return code
         versioning.record(stage, prepared.inputs)
-    versioning.push([stage])
+    sharing.push([stage])
     kept.forget()
     return 0
 
@@ -131,14 +131,14 @@ def _fetch_inputs(stage: str) -> None:
     for path in node.deps:
         below = [out for out in made if Path(out).is_relative_to(path)]  # `results` is many outputs
         wanted += below or ([] if Path(path).exists() else [path])
-    versioning.pull(wanted)
+    sharing.pull(wanted)
     named = {
         os.path.normpath(manifest.parent / name)
         for manifest in _manifests(node)
         for shard in read_json(manifest)["shards"]
         for name in (shard["images"], shard["records"], shard["captions"])
     }
-    versioning.pull(sorted(name for name in named if not Path(name).exists()))
+    sharing.pull(sorted(name for name in named if not Path(name).exists()))
 
 
 def _manifests(node: Node) -> Iterator[Path]:
