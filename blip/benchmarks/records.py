@@ -1,9 +1,10 @@
 """What the readers of benchmarks' files share: rules for values, and errors that name the record."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,6 +13,10 @@ from numpy.typing import NDArray
 from blip.data.sources import is_safe, json_items
 from blip.data.text import has_words
 from blip.errors import DataError
+from blip.metrics.ids import name_some, require_one_each
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 def require(holds: object, where: str, name: str, value: object, rule: str) -> None:
@@ -30,6 +35,40 @@ def numbered(path: Path) -> Iterator[tuple[str, Any]]:
     """Give the records of a JSON list, and how errors name them."""
     for number, item in enumerate(json_items(path), 1):
         yield f"{path}, record {number}", item
+
+
+def require_unique(keys: Iterable[Hashable], path: Path) -> None:
+    """See that no record of a file stands twice.
+
+    Raises:
+        DataError: Some do; their keys are named.
+    """
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: {name_some(twice)} stands more than once: remove all but one")
+
+
+def read_predictions(
+    path: Path, examples: Sequence[K], data: Path, parse: Callable[[Any, str], tuple[K, V]]
+) -> list[V]:
+    """Read a JSON list with a prediction for each example of a set.
+
+    Args:
+        path: The file; its records may be in any order.
+        examples: The keys of the examples.
+        data: The set, for messages.
+        parse: Gives key and value of a record; its other argument names the record in errors.
+
+    Returns:
+        The values, in the order of the examples.
+
+    Raises:
+        DataError: The file is unreadable, or predictions are missing, surplus, or stand twice.
+    """
+    given = [parse(item, where) for where, item in numbered(path)]
+    require_one_each((key for key, _ in given), examples, path, data)
+    values = dict(given)
+    return [values[key] for key in examples]
 
 
 def is_finite(value: object) -> bool:
@@ -51,9 +90,9 @@ def text(value: str, name: str, where: str) -> str:
     return value
 
 
-def question_text(value: str, where: str) -> str:
-    """Give a question, of which cleaning must leave a word."""
-    require(has_words(value), where, "question", value, "a question with words")
+def words(value: str, name: str, where: str) -> str:
+    """Give a question or a sentence, of which cleaning must leave a word."""
+    require(has_words(value), where, name, value, f"a {name} with words")
     return value
 
 
