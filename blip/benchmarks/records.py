@@ -73,7 +73,9 @@ def read_predictions(
 
 def is_finite(value: object) -> bool:
     """Tell whether a value from JSON is a number that a float can hold."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # not nan either
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # not nan either
 
 
 def score(item: Any, name: str, where: str) -> float:
@@ -113,7 +115,7 @@ def read_matrices(
         data: The test set, for messages.
 
     Raises:
-        DataError: It is unreadable, or a matrix is missing or of another size.
+        DataError: It is unreadable, or a matrix is missing, of another size, or not of numbers.
     """
     try:
         with np.load(path) as arrays:
@@ -128,4 +130,6 @@ def read_matrices(
                 f"{path}: {name} is {matrix.shape}, for {data} it must be {shape}: give a row for "
                 "each query and a column for each candidate, in the order of the file"
             )
+        if matrix.dtype.kind not in "iuf":
+            raise DataError(f"{path}: {name} holds {matrix.dtype}, it must hold numbers")
     return found

@@ -87,8 +87,9 @@ def evaluate_retrieval(
     Raises:
         CheckpointError: A score is not a number.
         ConfigError: There are fewer images or texts than candidates asked for.
-        DataError: There is no caption to look for.
+        DataError: There is no caption to look for, or a photo is missing or damaged.
     """
+    images.require_photos()
     started = time.monotonic()
     model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
     texts, owner = _read_texts(images, tokenizer, config)
