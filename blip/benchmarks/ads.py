@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip.benchmarks.matching import match_captions
-from blip.benchmarks.records import score, text
+from blip.benchmarks.records import read_predictions, score, text
 from blip.config import Config
 from blip.data.images import decode_image
 from blip.data.tasks import MAX_PIXELS
-from blip.data.text_records import field, numbered, read_lines, require
+from blip.data.text_records import field, read_lines, require
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import stack
 from blip.evaluate.results import report
 from blip.metrics.agreement import roc_auc
-from blip.metrics.ids import name_some, require_one_each
+from blip.metrics.ids import name_some
 from blip.tracker import Tracker
 
 TASK = "ads"
@@ -209,14 +210,12 @@ def score_ads(
             surplus, or stand twice.
     """
     ads = read_ads(data, label_column)
-    given: dict[int, float] = {}
-    rows = []
-    for where, item in numbered(predictions):
-        rows.append(field(item, "row", int, where))
-        given[rows[-1]] = score(item, "score", where)
-    require_one_each(rows, [ad.row for ad in ads], predictions, data)
-    scores = {"predicted": np.array([given[ad.row] for ad in ads])}
-    _report(config, ads, scores, 0, out, tracker)
+
+    def parse(item: Any, where: str) -> tuple[int, float]:
+        return field(item, "row", int, where), score(item, "score", where)
+
+    scores = read_predictions(predictions, [ad.row for ad in ads], data, parse)
+    _report(config, ads, {"predicted": np.array(scores)}, 0, out, tracker)
 
 
 def _report(

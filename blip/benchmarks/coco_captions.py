@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from blip.benchmarks.records import read_predictions, require_unique
 from blip.config import Config
 from blip.data.annotations import coco_image_id
-from blip.data.text_records import field, json_items
+from blip.data.text_records import field, numbered
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic, mean
 from blip.evaluate.captioning import score_captions, statistics, write_captions
@@ -127,12 +128,12 @@ def read_captions(path: Path, expected: Iterable[ImageId], annotations: Path) ->
         DataError: The file cannot be read or breaks a rule, or captions are missing, are surplus
             or stand twice.
     """
-    rows = []
-    for number, row in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
-        rows.append((_image_id(row, where), field(row, "caption", str, where)))
-    require_one_each((image_id for image_id, _ in rows), expected, path, annotations)
-    return dict(rows)
+
+    def parse(row: Any, where: str) -> tuple[ImageId, str]:
+        return _image_id(row, where), field(row, "caption", str, where)
+
+    ids = list(expected)
+    return dict(zip(ids, read_predictions(path, ids, annotations, parse), strict=True))
 
 
 def write_submission(captions: Mapping[ImageId, str], out: Path) -> None:
@@ -151,7 +152,7 @@ def image_ids(images: Iterable[str], source: Path) -> list[ImageId]:
     ids: list[ImageId] = list(names)
     if all(COCO_NAME.match(name) for name in names):
         ids = [coco_image_id(name) for name in names]
-    require_one_each(ids, ids, source, source)
+    require_unique(ids, source)
     return ids
 
 
@@ -237,9 +238,8 @@ def _listed(path: Path) -> dict[ImageId, list[str]]:
     keys: list[ImageId] = []
     texts: list[list[str]] = []
     named = False
-    for number, row in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
-        named = named or (number == 1 and isinstance(row, dict) and "image" in row)
+    for where, row in numbered(path):
+        named = named or (not keys and isinstance(row, dict) and "image" in row)
         keys.append(field(row, "image", str, where) if named else _image_id(row, where))
         own = field(row, "caption", list, where)
         if not own or not all(isinstance(text, str) for text in own):
@@ -249,7 +249,7 @@ def _listed(path: Path) -> dict[ImageId, list[str]]:
             )
         texts.append(own)
     ids = image_ids(map(str, keys), path) if named else keys
-    require_one_each(ids, ids, path, path)
+    require_unique(ids, path)
     return dict(zip(ids, texts, strict=True))
 
 

@@ -64,15 +64,15 @@ def fetch(place: str, file: BenchmarkFile, folder: Path) -> Record:
     """
     assert file.url is not None
     target = folder / place
-    try:
-        (folder / _LOCKS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from None
+    for needed in (folder / _LOCKS, target.parent):
+        try:
+            needed.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{needed}: cannot be made: {error.strerror}") from None
     with lock(folder / _LOCKS / place.replace("/", "_"), f"fetching {target}"):
         known = read_records(folder).get(place)
         if target.is_file():
             return _keep(place, file, folder, target, known)
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         _download(file, part)
         try:

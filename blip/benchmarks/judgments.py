@@ -19,15 +19,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from blip.benchmarks.matching import match_captions
-from blip.benchmarks.records import photo, score, text
+from blip.benchmarks.records import photo, read_predictions, require_unique, score, text
 from blip.config import Config
-from blip.data.text_records import field, numbered, read_lines, require
+from blip.data.text_records import field, read_lines, require
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.results import report
 from blip.metrics.agreement import kendall_tau_b, kendall_tau_c, spearman
-from blip.metrics.ids import require_one_each
 from blip.tracker import Tracker
 
 Judges = Literal["expert", "crowd"]
@@ -94,8 +93,7 @@ def read_judgments(data: Path, judges: Judges, annotations: Path | None = None) 
         )
     if not judgments:
         raise DataError(f"{data}: holds no judgment: fetch it again")
-    keys = [judgment.key for judgment in judgments]
-    require_one_each(keys, keys, data, data)
+    require_unique((judgment.key for judgment in judgments), data)
     return judgments
 
 
@@ -167,12 +165,13 @@ def score_judgments(
             surplus, or stand twice.
     """
     judgments = read_judgments(data, judges, annotations)
-    keys, values = [], []
-    for where, item in numbered(predictions):
-        keys.append((field(item, "image", str, where), field(item, "caption_id", str, where)))
-        values.append(score(item, "score", where))
-    require_one_each(keys, [judgment.key for judgment in judgments], predictions, data)
-    given = dict(zip(keys, values, strict=True))
+
+    def parse(item: Any, where: str) -> tuple[tuple[str, str], float]:
+        key = field(item, "image", str, where), field(item, "caption_id", str, where)
+        return key, score(item, "score", where)
+
+    keys = [judgment.key for judgment in judgments]
+    given = dict(zip(keys, read_predictions(predictions, keys, data, parse), strict=True))
     judgments = _counted(judgments, judges)
     scores = {"predicted": np.array([given[judgment.key] for judgment in judgments])}
     _report(config, judges, judgments, scores, out, tracker)

@@ -16,19 +16,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from blip.benchmarks.records import require_unique, words
 from blip.config import Config
 from blip.data.annotations import Statement, read_statements
-from blip.data.text import clean_caption, has_words
-from blip.data.text_records import field, is_json_list, json_lines, read_lines
+from blip.data.text import clean_caption
+from blip.data.text_records import field, is_json_list, json_lines, read_lines, require
 from blip.distributed import Team, rank
-from blip.errors import CheckpointError, ConfigError, DataError
+from blip.errors import ConfigError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.features import image_tokens
-from blip.evaluate.network import Network, open_network
+from blip.evaluate.network import Network, open_network, require_finite
 from blip.evaluate.results import report
 from blip.files import write_text
-from blip.metrics.ids import name_some, require_one_each
+from blip.metrics.ids import name_some
 from blip.metrics.nlvr import group_of, judge
 from blip.models.device import autocast
 from blip.models.matching import Texts
@@ -99,7 +100,7 @@ def open_statements(
     identifiers, statements = _read_official(data) if official else _read_blip(data)
     if not statements:
         raise DataError(f"{data}: holds no statement: fetch it again")
-    require_one_each(identifiers, identifiers, data, data)
+    require_unique(identifiers, data)
     sentences = [
         group_of(identifier) if official else _sentence_of(statement)
         for identifier, statement in zip(identifiers, statements, strict=True)
@@ -219,10 +220,7 @@ def judge_statements(
             for places, ids, mask in encoded.batches(torch.arange(len(numbers)), size):
                 index = owner[places].to(device)
                 logits = model.classify(ids.to(device), mask.to(device), memory, index)
-                if not torch.isfinite(logits).all():
-                    raise CheckpointError(
-                        "the model's scores of statements are not numbers: its weights are damaged"
-                    )
+                require_finite(logits, "statements")
                 said = (logits[:, 1] > logits[:, 0]).tolist()
                 verdicts += zip(numbers[places].tolist(), said, strict=True)
         progress.advance(len(own))
@@ -288,21 +286,15 @@ def _read_official(path: Path) -> tuple[list[str], list[Statement]]:
     for where, row in json_lines(path):
         identifier = field(row, "identifier", str, where)
         label = field(row, "label", str, where)
-        if not _IDENTIFIER.fullmatch(identifier):
-            raise DataError(
-                f"{where}: identifier is {identifier!r}, it must be of the form "
-                "split-set-pair-sentence: mend or remove the record"
-            )
-        if label not in ("True", "False"):
-            raise DataError(
-                f'{where}: label is {label!r}, it must be "True" or "False": mend or remove the record'
-            )
+        form = _IDENTIFIER.fullmatch(identifier)
+        require(form, where, "identifier", identifier, "of the form split-set-pair-sentence")
+        require(label in ("True", "False"), where, "label", label, '"True" or "False"')
         pair = identifier.rpartition("-")[0]
         folder = identifier.partition("-")[0]
         images = (f"{folder}/{pair}-img0.png", f"{folder}/{pair}-img1.png")
-        sentence = field(row, "sentence", str, where)
+        sentence = words(field(row, "sentence", str, where), "sentence", where)
         identifiers.append(identifier)
-        statements.append(_with_words(Statement(sentence, images, label == "True"), where))
+        statements.append(Statement(sentence, images, label == "True"))
     return identifiers, statements
 
 
@@ -311,10 +303,12 @@ def _read_blip(path: Path) -> tuple[list[str], list[Statement]]:
     identifiers, statements = [], []
     seen: Counter[str] = Counter()
     for number, statement in enumerate(read_statements(path), 1):
-        pair = "-".join(_photo_parts(statement, f"{path}, record {number}"))
+        where = f"{path}, record {number}"
+        words(statement.sentence, "sentence", where)
+        pair = "-".join(_photo_parts(statement, where))
         seen[pair] += 1
         identifiers.append(f"{pair}/{seen[pair]}")
-        statements.append(_with_words(statement, f"{path}, record {number}"))
+        statements.append(statement)
     return identifiers, statements
 
 
@@ -327,22 +321,11 @@ def _sentence_of(statement: Statement) -> str:
 def _photo_parts(statement: Statement, where: str) -> tuple[str, str, str]:
     """Give split, set and pair in the name of the first photo."""
     parts = _PHOTO.fullmatch(PurePosixPath(statement.images[0]).stem)
-    if parts is None:
-        raise DataError(
-            f"{where}: image is {statement.images[0]!r}, it must be named split-set-pair-img0 as in "
-            "the benchmark, which tells the statements of one sentence: mend or remove the record"
-        )
+    rule = "named split-set-pair-img0 as in the benchmark, which tells the statements of a sentence"
+    require(parts, where, "image", statement.images[0], rule)
+    assert parts
     split, number, pair = parts.groups()
     return split, number, pair
-
-
-def _with_words(statement: Statement, where: str) -> Statement:
-    if not has_words(statement.sentence):
-        raise DataError(
-            f"{where}: sentence is {statement.sentence!r}, it must say something: mend or remove "
-            "the record"
-        )
-    return statement
 
 
 def _require_part(

@@ -23,6 +23,7 @@ from blip.benchmarks.coco_captions import (
     score_images,
     write_submission,
 )
+from blip.benchmarks.records import require_unique
 from blip.config import Config
 from blip.data.annotations import NocapsImage, read_nocaps
 from blip.data.text_records import field
@@ -45,6 +46,7 @@ ENTIRE = "entire"
 PROTOCOL = {
     "method": "beam",
     "num_beams": 3,
+    "length_rule": "reference",
     "min_length": 5,
     "max_length": 20,
     "repetition_penalty": 1.1,
@@ -85,7 +87,7 @@ def evaluate_nocaps(
     """
     images = list(read_nocaps(data))
     ids = [image.image_id for image in images]
-    require_one_each(ids, ids, data, data)
+    require_unique(ids, data)
     told = None
     if annotations:
         told = read_annotations(annotations)

@@ -22,21 +22,20 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from blip.benchmarks.records import is_finite, photo, score
+from blip.benchmarks.records import is_finite, photo, read_predictions, require_unique, score
 from blip.config import Config
 from blip.data.loader import ahead
 from blip.data.tasks import read_photo
-from blip.data.text_records import field, numbered, require
+from blip.data.text_records import field, require
 from blip.data.transforms import evaluation_resize, normalise
 from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import THREADS, require_photos
-from blip.evaluate.network import open_network
+from blip.evaluate.network import open_network, require_finite
 from blip.evaluate.results import report
 from blip.files import read_json
 from blip.metrics.attributes import average_precisions, mean_average_precision
-from blip.metrics.ids import require_one_each
 from blip.models.blip import Blip
 from blip.models.device import autocast
 from blip.models.matching import Texts, embed_texts
@@ -129,8 +128,7 @@ def read_boxes(path: Path) -> tuple[list[Attribute], list[Box]]:
     ]
     if not (attributes and boxes):
         raise DataError(f"{path}: holds no box with attributes: fetch it again")
-    keys = [box.number for box in boxes]
-    require_one_each(keys, keys, path, path)
+    require_unique((box.number for box in boxes), path)
     return attributes, boxes
 
 
@@ -168,6 +166,7 @@ def evaluate_ovad(
     for crops in _crops(boxes[mine.start : mine.stop], photos, model.image_size, size):
         with torch.inference_mode(), autocast(device, config.evaluate.precision):
             cosine = _embed(model, crops.to(device)) @ embeds.T
+        require_finite(cosine, "boxes")
         scores.append(np.maximum.reduceat(cosine.float().cpu().numpy(), first, axis=1))
         progress.advance(len(crops))
     _report(config, attributes, boxes, np.concatenate(team.gather(scores)), out, tracker)
@@ -181,17 +180,15 @@ def score_ovad(config: Config, predictions: Path, data: Path, out: Path, tracker
             surplus, or stand twice.
     """
     attributes, boxes = read_boxes(data)
-    given: dict[int, list[float]] = {}
-    keys = []
-    for where, item in numbered(predictions):
-        keys.append(field(item, "id", int, where))
+
+    def parse(item: Any, where: str) -> tuple[int, list[float]]:
         scores = field(item, "scores", list, where)
         finite = len(scores) == len(attributes) and all(map(is_finite, scores))
         require(finite, where, "scores", scores, f"{len(attributes)} finite numbers")
-        given[keys[-1]] = scores
-    require_one_each(keys, [box.number for box in boxes], predictions, data)
-    found = np.array([given[box.number] for box in boxes])
-    _report(config, attributes, boxes, found, out, tracker)
+        return field(item, "id", int, where), scores
+
+    found = read_predictions(predictions, [box.number for box in boxes], data, parse)
+    _report(config, attributes, boxes, np.array(found), out, tracker)
 
 
 def crop(image: Tensor, box: Box, where: object) -> Tensor:

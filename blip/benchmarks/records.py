@@ -1,9 +1,10 @@
 """What the readers of benchmarks' files share: rules for values, and errors that name the record."""
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -11,13 +12,53 @@ from numpy.typing import NDArray
 
 from blip.data.image_store import is_safe
 from blip.data.text import has_words
-from blip.data.text_records import require
+from blip.data.text_records import numbered, require
 from blip.errors import DataError
+from blip.metrics.ids import name_some, require_one_each
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+def require_unique(keys: Iterable[Hashable], path: Path) -> None:
+    """See that no record of a file stands twice.
+
+    Raises:
+        DataError: Some do; their keys are named.
+    """
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: {name_some(twice)} stands more than once: remove all but one")
+
+
+def read_predictions(
+    path: Path, examples: Sequence[K], data: Path, parse: Callable[[Any, str], tuple[K, V]]
+) -> list[V]:
+    """Read a JSON list with a prediction for each example of a set.
+
+    Args:
+        path: The file; its records may be in any order.
+        examples: The keys of the examples.
+        data: The set, for messages.
+        parse: Gives key and value of a record; its other argument names the record in errors.
+
+    Returns:
+        The values, in the order of the examples.
+
+    Raises:
+        DataError: The file is unreadable, or predictions are missing, surplus, or stand twice.
+    """
+    given = [parse(item, where) for where, item in numbered(path)]
+    require_one_each((key for key, _ in given), examples, path, data)
+    values = dict(given)
+    return [values[key] for key in examples]
 
 
 def is_finite(value: object) -> bool:
     """Tell whether a value from JSON is a number that a float can hold."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # not nan either
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # not nan either
 
 
 def score(item: Any, name: str, where: str) -> float:
@@ -34,9 +75,9 @@ def text(value: str, name: str, where: str) -> str:
     return value
 
 
-def question_text(value: str, where: str) -> str:
-    """Give a question, of which cleaning must leave a word."""
-    require(has_words(value), where, "question", value, "a question with words")
+def words(value: str, name: str, where: str) -> str:
+    """Give a question or a sentence, of which cleaning must leave a word."""
+    require(has_words(value), where, name, value, f"a {name} with words")
     return value
 
 
@@ -57,7 +98,7 @@ def read_matrices(
         data: The test set, for messages.
 
     Raises:
-        DataError: It is unreadable, or a matrix is missing or of another size.
+        DataError: It is unreadable, or a matrix is missing, of another size, or not of numbers.
     """
     try:
         with np.load(path) as arrays:
@@ -72,4 +113,6 @@ def read_matrices(
                 f"{path}: {name} is {matrix.shape}, for {data} it must be {shape}: give a row for "
                 "each query and a column for each candidate, in the order of the file"
             )
+        if matrix.dtype.kind not in "iuf":
+            raise DataError(f"{path}: {name} holds {matrix.dtype}, it must hold numbers")
     return found

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from blip.benchmarks.catalogue import Catalogue
 from blip.benchmarks.published import Places, Published, Row, Table
-from blip.errors import ConfigError
+from blip.errors import ConfigError, DataError
 from blip.files import read_json
 
 State = Literal["reproduced", "differs", "waiting", "due", "submitted", "incomplete", "failed"]
@@ -68,6 +68,7 @@ def reproduce(
 
     Raises:
         ConfigError: `only` names what is not there.
+        DataError: The folder of the results cannot be written.
     """
     wanted = _wanted(published, only)
     missing = {
@@ -108,9 +109,13 @@ def _run(published: Published, places: Places, name: str) -> str:
     """Run an evaluation; give its error on one line, or nothing."""
     words = places.words(name, published.evaluations[name])
     log = places.results / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        opened = log.open("wb")
+    except OSError as error:
+        raise DataError(f"{log}: cannot be written: {error.strerror}") from None
     environment = {"BLIP_DATA": str(places.data), **os.environ}  # which the presets name
-    with log.open("wb") as file:
+    with opened as file:
         done = subprocess.run(
             [sys.executable, "-m", "blip", *words],
             env=environment,

@@ -1,5 +1,6 @@
 """The paper's numbers beside ours: one page, as Markdown and as HTML from the same cells."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def _commands(published: Published, places: Places) -> Cells:
     lines = []
     for name, evaluation in published.evaluations.items():
         rows = [row for _, row, of in published.rows() if of.evaluation == name]
-        command = " ".join(["blip", *places.words(name, evaluation)])
+        command = shlex.join(["blip", *places.words(name, evaluation)])
         lines.append([", ".join(rows), f"`{command}`"])
     words = [f"The presets name `BLIP_DATA`: `export BLIP_DATA={places.data}` first."]
     return Cells("Commands", words, ("rows", "command"), lines)

@@ -16,15 +16,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from blip.benchmarks.matching import match_captions
-from blip.benchmarks.records import photo, score, text
+from blip.benchmarks.records import photo, read_predictions, require_unique, score, text
 from blip.config import Config
-from blip.data.text_records import field, numbered, require
+from blip.data.text_records import field, require
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.results import report
 from blip.files import read_json
-from blip.metrics.ids import require_one_each
 from blip.tracker import Tracker
 
 Floats = NDArray[np.float64]
@@ -71,8 +70,7 @@ def read_contrasts(data: Path) -> list[Contrast]:
     contrasts = [_parse(*record) for file in files for record in _records(file)]
     if not contrasts:
         raise DataError(f"{data}: holds no pair of captions: name the folder of the *.json files")
-    keys = [contrast.key for contrast in contrasts]
-    require_one_each(keys, keys, data, data)
+    require_unique((contrast.key for contrast in contrasts), data)
     return contrasts
 
 
@@ -117,15 +115,14 @@ def score_sugarcrepe(
             surplus, or stand twice.
     """
     contrasts = read_contrasts(data)
-    keys, values = [], []
-    for where, item in numbered(predictions):
-        keys.append(
-            (field(item, "category", str, where), str(field(item, "id", (int, str), where)))
-        )
-        values.append((score(item, "positive", where), score(item, "negative", where)))
-    require_one_each(keys, [contrast.key for contrast in contrasts], predictions, data)
-    given = dict(zip(keys, values, strict=True))
-    pairs = np.array([given[contrast.key] for contrast in contrasts])
+
+    def parse(item: Any, where: str) -> tuple[tuple[str, str], tuple[float, float]]:
+        number = str(field(item, "id", (int, str), where))
+        scores = score(item, "positive", where), score(item, "negative", where)
+        return (field(item, "category", str, where), number), scores
+
+    keys = [contrast.key for contrast in contrasts]
+    pairs = np.array(read_predictions(predictions, keys, data, parse))
     _report(config, contrasts, {"predicted": (pairs[:, 0], pairs[:, 1])}, out, tracker)
 
 

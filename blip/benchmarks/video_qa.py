@@ -6,40 +6,30 @@ letter for letter. The reference never released this code; the facts are the aut
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import question_text, text
+from blip.benchmarks.records import read_predictions, require_unique, text, words
 from blip.benchmarks.video_retrieval import Frames, video_tokens
-from blip.config import Config
-from blip.data.tasks import MAX_ANSWER_TOKENS
-from blip.data.text import Tokenizer, clean_question
+from blip.config import Config, Evaluate
 from blip.data.text_records import field, numbered, read_lines, require
 from blip.data.video import Videos
 from blip.distributed import Team, rank
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean
-from blip.evaluate.network import open_network
+from blip.evaluate.network import Network, open_network
 from blip.evaluate.results import report
-from blip.evaluate.vqa import (
-    ANSWER,
-    QUESTION_TOKENS,
-    QUESTION_WORDS,
-    encode_questions,
-    rank_answers,
-)
+from blip.evaluate.vqa import Answerer, encode_questions, tokenize_questions
 from blip.files import write_json
 from blip.metrics.ids import require_one_each
 from blip.metrics.video_qa import TYPES, activitynet_shares, exact_matches
-from blip.models.blip import Blip
 from blip.models.device import autocast
-from blip.models.generation import generate
-from blip.models.matching import Texts
 from blip.progress import track
 from blip.tracker import Tracker
 
@@ -47,7 +37,6 @@ TASK = "video_qa"
 PREDICTIONS = "predictions.json"
 
 NUM_FRAMES = 16
-RANKED = 128  # answers that are scored in full, or all where there are fewer
 
 
 @dataclass(frozen=True)
@@ -98,14 +87,13 @@ def read_video_questions(
                 VideoQuestion(
                     question_id=field(item, "id", int, where),
                     video=(names[number],) if names else (f"video{number}", f"vid{number}"),
-                    question=question_text(field(item, "question", str, where), where),
+                    question=words(field(item, "question", str, where), "question", where),
                     answer=field(item, "answer", str, where),
                 )
             )
     if not questions:
         raise DataError(f"{data}: holds no question: fetch it again")
-    keys = [question.question_id for question in questions]
-    require_one_each(keys, keys, data, data)
+    require_unique((question.question_id for question in questions), data)
     return questions
 
 
@@ -159,17 +147,18 @@ def evaluate_video_qa(
     of_video: dict[Path, list[int]] = {}
     for number, question in enumerate(questions):
         of_video.setdefault(folder.find(question.video), []).append(number)
-    model, tokenizer, _ = open_network(checkpoint, "vqa", config.threads)
-    answerer = _Answerer(model, tokenizer, candidates, config)
+    network = open_network(checkpoint, "vqa", config.threads)
+    answer = Answerer(network, candidates)
     team, frames = Team(), Frames(list(of_video), NUM_FRAMES)
     mine = team.share(len(of_video), 1)
-    watched = video_tokens(model, frames, config.evaluate.precision, mine)
+    watched = video_tokens(network.model, frames, config.evaluate.precision, mine)
     watched = track(watched, "answering", len(mine), "videos", shown=rank() == 0)
     answered: list[tuple[int, str]] = []
     asked_of = list(of_video.values())[mine.start : mine.stop]
     for tokens, numbers in zip(watched, asked_of, strict=True):
         asked = [questions[number].question for number in numbers]
-        answered += zip(numbers, answerer(tokens, asked), strict=True)
+        said = _answer(network, answer, config.evaluate, tokens, asked)
+        answered += zip(numbers, said, strict=True)
     predicted = [answer for _, answer in sorted(team.gather(answered))]
     rows = [
         {"question_id": question.question_id, "answer": answer}
@@ -193,47 +182,33 @@ def score_video_qa(
         DataError: A file breaks a rule, or predictions are missing, surplus, or stand twice.
     """
     questions = read_video_questions(data, annotations)
-    given: dict[int | str, str] = {}
-    keys: list[int | str] = []
-    for where, item in numbered(predictions):
+
+    def parse(item: Any, where: str) -> tuple[int | str, str]:
         key = field(item, "question_id", (int, str), where)
         assert isinstance(key, int | str)
-        keys.append(key)
-        given[key] = field(item, "answer", str, where)
-    require_one_each(keys, [question.question_id for question in questions], predictions, data)
-    predicted = [given[question.question_id] for question in questions]
+        return key, field(item, "answer", str, where)
+
+    keys = [question.question_id for question in questions]
+    predicted = read_predictions(predictions, keys, data, parse)
     _report(config, questions, predicted, out, tracker)
 
 
-class _Answerer:
-    """Answers questions about one video at a time, some at once."""
-
-    def __init__(
-        self, model: Blip, tokenizer: Tokenizer, candidates: Sequence[str] | None, config: Config
-    ) -> None:
-        self._model, self._tokenizer, self._settings = model, tokenizer, config.evaluate
-        self._candidates = candidates
-        if candidates is not None:
-            self._texts = Texts(*tokenizer.encode(candidates, MAX_ANSWER_TOKENS))
-
-    @torch.inference_mode()
-    def __call__(self, tokens: Tensor, questions: Sequence[str]) -> Iterator[str]:
-        """Give the answers to questions about a video of (1, F * N, D) tokens."""
-        size = self._settings.batch_size
-        for start in range(0, len(questions), size):
-            cleaned = [clean_question(q, QUESTION_WORDS) for q in questions[start : start + size]]
-            asked = Texts(*self._tokenizer.encode(cleaned, QUESTION_TOKENS))
-            with autocast(tokens.device, self._settings.precision):
-                memory = encode_questions(self._model, tokens, asked)
-                if self._candidates is None:
-                    start_ids = self._tokenizer.prompt("")
-                    written = generate(self._model, memory, start_ids, ANSWER)
-                    answers = [self._tokenizer.decode(ids) for ids in written]
-                else:
-                    k = min(RANKED, len(self._candidates))
-                    ranked = rank_answers(self._model, memory, self._texts, k)
-                    answers = [self._candidates[best] for best in ranked.best.tolist()]
-            yield from answers
+@torch.inference_mode()
+def _answer(
+    network: Network,
+    answer: Answerer,
+    settings: Evaluate,
+    tokens: Tensor,
+    questions: Sequence[str],
+) -> list[str]:
+    """Answer questions about a video of (1, F * N, D) tokens, some at once."""
+    said: list[str] = []
+    for start in range(0, len(questions), settings.batch_size):
+        some = questions[start : start + settings.batch_size]
+        asked = tokenize_questions(network.tokenizer, some)
+        with autocast(tokens.device, settings.precision):
+            said += answer(encode_questions(network.model, tokens, asked))
+    return said
 
 
 def _report(
@@ -269,8 +244,8 @@ def _activitynet(data: Path, annotations: Path) -> list[VideoQuestion]:
     keys = []
     for where, item in numbered(data):
         keys.append(field(item, "question_id", str, where))
-        words = question_text(field(item, "question", str, where), where)
-        asked[keys[-1]] = field(item, "video_name", str, where), words
+        question = words(field(item, "question", str, where), "question", where)
+        asked[keys[-1]] = field(item, "video_name", str, where), question
     rows = []
     for where, item in numbered(annotations):
         kind = field(item, "type", int, where)

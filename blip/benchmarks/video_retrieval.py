@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import read_matrices, text
+from blip.benchmarks.records import read_matrices, require_unique, text
 from blip.config import Config, Evaluate
 from blip.data.image_store import is_safe
 from blip.data.text import clean_caption
@@ -31,14 +31,12 @@ from blip.evaluate.bootstrap import Statistic, mean, mean_of, median
 from blip.evaluate.features import image_tokens
 from blip.evaluate.network import open_network
 from blip.evaluate.results import report
-from blip.evaluate.retrieval import CUTS, Integers, Judge, ranks, rerank
+from blip.evaluate.retrieval import CUTS, Integers, Judge, judge_texts, ranks, rerank
 from blip.files import digest_file
-from blip.metrics.ids import require_one_each
 from blip.metrics.ranking import ranks as ranks_of_all
 from blip.models.blip import Blip
 from blip.models.device import Precision, autocast
-from blip.models.matching import Texts, embed_texts, match_texts
-from blip.models.med import Memory
+from blip.models.matching import Texts, embed_texts
 from blip.progress import track
 from blip.tracker import Tracker
 
@@ -108,8 +106,7 @@ def read_clips(path: Path) -> list[Clip]:
         clips.append(Clip(name, text(caption, "caption", where)))
     if not clips:
         raise DataError(f"{path}: holds no clip: fetch it again")
-    names = [clip.name for clip in clips]
-    require_one_each(names, names, path, path)
+    require_unique((clip.name for clip in clips), path)
     return clips
 
 
@@ -190,17 +187,10 @@ def _judges(
     model: Blip, frames: Frames, mine: range, texts: Texts, settings: Evaluate
 ) -> Iterator[Judge]:
     """Give the judges of some videos, one at a time: its projections are some hundred megabytes."""
-
-    def judge(memory: Memory, wanted: Integers) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        with autocast(memory.device, settings.precision):
-            rows = torch.from_numpy(wanted)
-            logits = match_texts(model, texts, rows, memory, None, settings.batch_size)
-        return logits[:, 1].cpu().numpy()
-
     for tokens in video_tokens(model, frames, settings.precision, mine):
         with autocast(tokens.device, settings.precision):
             memory = model.project_images(tokens)
-        yield partial(judge, memory)
+        yield partial(judge_texts, model, texts, settings, memory)
 
 
 def video_tokens(

@@ -15,25 +15,26 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from blip.benchmarks.records import read_predictions
 from blip.config import Config
 from blip.data.dialogs import OPTIONS, Dialog, DialogSet, Key, Round
 from blip.data.text import Tokenizer, clean_caption
-from blip.data.text_records import field, json_items
+from blip.data.text_records import field
 from blip.distributed import Team, rank
 from blip.errors import CheckpointError, DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.features import image_tokens
-from blip.evaluate.network import Network, open_network
+from blip.evaluate.network import Network, open_network, require_finite
 from blip.evaluate.results import report
 from blip.files import write_text
-from blip.metrics.ids import require_one_each
 from blip.metrics.visdial import ndcg, require_ranks, sparse, to_ranks
 from blip.models.device import autocast
 from blip.models.matching import Texts, match_texts
@@ -104,9 +105,8 @@ def score_visdial(
     Raises:
         DataError: The file breaks a rule, or the ranks are not of each round with options.
     """
-    rows = list(_read_ranks(predictions))
-    require_one_each((key for key, _ in rows), dialogs.keys, predictions, dialogs.source)
-    _report(config, dict(rows), dialogs, out, tracker)
+    ranks = read_predictions(predictions, dialogs.keys, dialogs.source, _parse_ranks)
+    _report(config, dict(zip(dialogs.keys, ranks, strict=True)), dialogs, out, tracker)
 
 
 @torch.inference_mode()
@@ -158,12 +158,8 @@ def _score_dialog(
         before = dialog.rounds[:number]
         texts = candidate_texts(tokenizer, before, model.config.text.max_positions)
         logits = match_texts(model, texts, torch.arange(len(texts)), memory, None, batch_size)
+        require_finite(logits, f"image {image_id}, round {number},")
         scores[image_id, number] = logits[:, 1].cpu().numpy()
-        if not np.isfinite(scores[image_id, number]).all():
-            raise CheckpointError(
-                f"image {image_id}, round {number}: the model's scores are not numbers: its "
-                "weights are damaged"
-            )
     return scores
 
 
@@ -249,14 +245,9 @@ def _answer(each: Round) -> str:
     return clean_caption(each.answer, sys.maxsize)
 
 
-def _read_ranks(path: Path) -> list[tuple[Key, list[int]]]:
-    rows = []
-    for number, row in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
-        ranks = field(row, "ranks", list, where)
-        if not all(isinstance(rank, int) for rank in ranks):
-            raise DataError(f"{where}: ranks are {ranks!r:.80}, they must be int: mend the record")
-        require_ranks(ranks, OPTIONS, where)
-        key = field(row, "image_id", int, where), field(row, "round_id", int, where)
-        rows.append((key, ranks))
-    return rows
+def _parse_ranks(row: Any, where: str) -> tuple[Key, list[int]]:
+    ranks = field(row, "ranks", list, where)
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise DataError(f"{where}: ranks are {ranks!r:.80}, they must be int: mend the record")
+    require_ranks(ranks, OPTIONS, where)
+    return (field(row, "image_id", int, where), field(row, "round_id", int, where)), ranks

@@ -16,39 +16,29 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
+from blip.benchmarks.records import require_unique, words
 from blip.config import Config
 from blip.data.annotations import Question, read_answer_list, read_questions
-from blip.data.tasks import MAX_ANSWER_TOKENS
-from blip.data.text import Tokenizer, clean_question, has_words
-from blip.data.text_records import field, is_json_list, json_items
+from blip.data.text_records import field, is_json_list, json_items, numbered
 from blip.distributed import Team, rank
-from blip.errors import CheckpointError, DataError
+from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network
 from blip.evaluate.results import report
-from blip.evaluate.vqa import (
-    ANSWER,
-    QUESTION_TOKENS,
-    QUESTION_WORDS,
-    ground_questions,
-    rank_answers,
-)
+from blip.evaluate.vqa import Answerer, ground_questions, tokenize_questions
 from blip.files import read_json, write_json
 from blip.metrics.ids import name_some, require_one_each
 from blip.metrics.vqa import Asked, score, summarise
 from blip.models.device import autocast
-from blip.models.generation import generate
 from blip.models.matching import Texts
-from blip.models.med import Memory
 from blip.progress import Progress
 from blip.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
 TASK = "vqa"
-RANKED = 128  # answers of the list that are scored in full (BLIP.md 5.3)
 
 PER_QUESTION = pa.schema(
     [
@@ -90,13 +80,9 @@ def open_questions(data: Path, annotations: Path | None = None) -> QuestionSet:
     if not questions:
         raise DataError(f"{data}: holds no question: fetch it again")
     ids = [question.question_id for question in questions]
-    require_one_each(ids, ids, data, data)
+    require_unique(ids, data)
     for question in questions:
-        if not has_words(question.question):
-            raise DataError(
-                f"{data}: question {question.question_id} is {question.question!r}, it must say "
-                "something: mend or remove the record"
-            )
+        words(question.question, "question", f"{data}, question {question.question_id}")
     if annotations is None and not any(question.answers for question in questions):
         return QuestionSet(data, questions, None)
     asked = read_asked(annotations or data)
@@ -113,8 +99,7 @@ def read_asked(path: Path) -> list[Asked]:
     asked = list(_blip_answers(path) if is_json_list(path) else _official_answers(path))
     if not asked:
         raise DataError(f"{path}: holds no question: fetch it again")
-    ids = [question.question_id for question in asked]
-    require_one_each(ids, ids, path, path)
+    require_unique((question.question_id for question in asked), path)
     return asked
 
 
@@ -216,7 +201,7 @@ def answer_questions(
     names, own_of = list(by_photo), list(by_photo.values())
     size, precision, team = config.evaluate.batch_size, config.evaluate.precision, Team()
     mine = team.share(len(names), size)
-    choose = None if candidates is None else _Chooser(network, candidates)
+    answer = Answerer(network, candidates)
     progress = Progress("answering", len(mine), "photos", shown=rank() == 0)
     answers: list[tuple[int, str]] = []
     images = Photos([photos / name for name in names])
@@ -224,45 +209,16 @@ def answer_questions(
         own = own_of[rows.start : rows.stop]
         asked = [question for each in own for question in each]
         owner = torch.repeat_interleave(torch.tensor([len(each) for each in own]))
-        texts = _encode(tokenizer, asked)
+        texts = tokenize_questions(tokenizer, [question.question for question in asked])
         readers = max(map(len, own)) * texts.token_ids.shape[1]
         with autocast(device, precision):
             memory = model.project_images(tokens, readers)
             for places, ids, mask in texts.batches(torch.arange(len(asked)), size):
                 grounded = ground_questions(model, memory, Texts(ids, mask), owner[places])
-                said = _write(network, grounded) if choose is None else choose(grounded)
-                for place, answer in zip(places.tolist(), said, strict=True):
-                    answers.append((asked[place].question_id, answer))
+                for place, said in zip(places.tolist(), answer(grounded), strict=True):
+                    answers.append((asked[place].question_id, said))
         progress.advance(len(rows))
     return dict(team.gather(answers))
-
-
-class _Chooser:
-    """Chooses the best of some answers; those whose first piece is likeliest are scored in full."""
-
-    def __init__(self, network: Network, candidates: Sequence[str]) -> None:
-        self._model, self._candidates = network.model, candidates
-        self._texts = Texts(*network.tokenizer.encode(candidates, MAX_ANSWER_TOKENS))
-
-    def __call__(self, questions: Memory) -> list[str]:
-        ranked = rank_answers(
-            self._model, questions, self._texts, min(RANKED, len(self._candidates))
-        )
-        if not torch.isfinite(ranked.scores).all():
-            raise CheckpointError(
-                "the model's scores of answers are not numbers: its weights are damaged"
-            )
-        return [self._candidates[best] for best in ranked.best.tolist()]
-
-
-def _write(network: Network, questions: Memory) -> list[str]:
-    written = generate(network.model, questions, network.tokenizer.prompt(""), ANSWER)
-    return [network.tokenizer.decode(ids) for ids in written]
-
-
-def _encode(tokenizer: Tokenizer, questions: Sequence[Question]) -> Texts:
-    cleaned = [clean_question(question.question, QUESTION_WORDS) for question in questions]
-    return Texts(*tokenizer.encode(cleaned, QUESTION_TOKENS))
 
 
 def _report(
@@ -358,6 +314,5 @@ def _blip_answers(path: Path) -> Iterator[Asked]:
 
 
 def _read_predictions(path: Path) -> Iterator[tuple[int, str]]:
-    for number, row in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
+    for where, row in numbered(path):
         yield field(row, "question_id", int, where), field(row, "answer", str, where)

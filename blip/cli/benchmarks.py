@@ -1,9 +1,12 @@
 """`blip benchmark` and `blip reproduce`: the files of the paper's benchmarks, and its tables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from blip.benchmarks.catalogue import BenchmarkFile
 
 app = typer.Typer(
     no_args_is_help=True, help="The files of the paper's benchmarks, and fetching them."
@@ -54,32 +57,44 @@ def fetch(
     """Download a benchmark's files: resumed, checked, pinned by DVC.
 
     Files are checked against the catalogue's checksums, or against `fetched.json`, which holds what was first
-    fetched. What needs a person (a registration, a form) is said at the end, with exit code 2.
+    fetched. What fails does not keep the others away; it, and what needs a person (a registration, a form), is said
+    at the end, with exit code 2.
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
-    from blip.benchmarks.fetch import fetch as fetch_file
     from blip.benchmarks.listing import chosen
-    from blip.benchmarks.unpack import unpack
     from blip.errors import DataError
-    from blip.integrations.pinning import pin_file
 
     files = chosen(load_catalogue(catalogue or CATALOGUE), name, only or [])
-    by_hand = []
+    by_hand, failed = [], []
     for place, file in files.items():
         if file.url is None:
             if not (out / place).exists():
                 by_hand.append(f"{out / place}: {file.obtain}")
             continue
-        record = fetch_file(place, file, out)
-        pinned = "pinned by DVC" if pin_file(out / place) else "outside of a DVC project"
-        typer.echo(f"{out / place}: {record.size:,} bytes, sha256 {record.sha256[:12]}, {pinned}")
-        if file.unpacks is not None and unpacked:
-            unpack(out / place, out / file.unpacks)
-            typer.echo(f"{out / file.unpacks}: unpacked")
-        elif file.unpacks is not None and not (out / file.unpacks).exists():
-            typer.echo(f"{out / file.unpacks}: unpack it from {out / place}, or give --unpack")
+        try:
+            _bring(place, file, out, unpacked)
+        except DataError as error:
+            failed.append(str(error))
     if by_hand:
-        raise DataError("no address gives these, which a person must get:\n" + "\n".join(by_hand))
+        failed.append("\n".join(["no address gives these, which a person must get:", *by_hand]))
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+def _bring(place: str, file: "BenchmarkFile", out: Path, unpacked: bool) -> None:
+    """Fetch, pin and unpack a file, and say so."""
+    from blip.benchmarks.fetch import fetch as fetch_file
+    from blip.benchmarks.unpack import unpack
+    from blip.integrations.pinning import pin_file
+
+    record = fetch_file(place, file, out)
+    pinned = "pinned by DVC" if pin_file(out / place) else "outside of a DVC project"
+    typer.echo(f"{out / place}: {record.size:,} bytes, sha256 {record.sha256[:12]}, {pinned}")
+    if file.unpacks is not None and unpacked:
+        unpack(out / place, out / file.unpacks)
+        typer.echo(f"{out / file.unpacks}: unpacked")
+    elif file.unpacks is not None and not (out / file.unpacks).exists():
+        typer.echo(f"{out / file.unpacks}: unpack it from {out / place}, or give --unpack")
 
 
 def reproduce(

@@ -81,7 +81,12 @@ def evaluate_captioning(
 
 @torch.inference_mode()
 def write_captions(config: Config, checkpoint: Path, images: EvaluationSet) -> dict[str, str]:
-    """Write a caption for every image, by key; processes that torchrun started share the images."""
+    """Write a caption for every image, by key; processes that torchrun started share the images.
+
+    Raises:
+        DataError: A photo is missing or damaged.
+    """
+    images.require_photos()
     model, tokenizer, device = open_network(checkpoint, "captioning", config.threads)
     decoding = config.evaluate.decoding
     prompt = tokenizer.prompt(config.finetune.captioning.prompt)

@@ -1,7 +1,7 @@
 """The images and texts to measure on: a dataset version, or a benchmark's own annotation file."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blip.data.annotations import read_retrieval_set
 from blip.data.dataset import Dataset, open_dataset
-from blip.data.loader import ahead
 from blip.data.shards import OpenImages
 from blip.data.tasks import read_photo
 from blip.data.transforms import evaluation_resize, normalise
@@ -66,17 +65,10 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def batches(self, size: int, batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
-        """Give keys and images (B, 3, S, S) float32, each image once, in order.
-
-        Raises:
-            DataError: An image is missing, was changed or cannot be decoded; it is named.
-        """
-        starts = range(0, len(self), batch_size)
-        spans = [range(len(self))[start : start + batch_size] for start in starts]
-        read = ahead(lambda number: self.pixels(spans[number], size), range(len(spans)), THREADS)
-        for span, pixels in zip(spans, read, strict=True):
-            yield list(self.keys[span.start : span.stop]), pixels
+    def require_photos(self) -> None:
+        """See that the photos are there: see `require_photos`. A dataset version has its own."""
+        if not isinstance(self.images, Dataset):
+            require_photos(self.images)
 
     def digests(self, rows: range) -> list[str]:
         """See `Photos.digests`."""

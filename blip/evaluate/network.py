@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from blip.data.text import Tokenizer
 from blip.errors import CheckpointError
+from blip.metrics.ids import name_some
 from blip.models.blip import Blip, Parts
 from blip.models.checkpoint import read_checkpoint
 from blip.models.device import prepare_device
@@ -44,7 +46,7 @@ def open_network(
         vocabulary: See `read_checkpoint`.
 
     Raises:
-        CheckpointError: It cannot be read, or was made for something else.
+        CheckpointError: It cannot be read, was made for something else, or holds what is no number.
         ConfigError: There is no such vocabulary.
     """
     found = read_checkpoint(checkpoint, vocabulary)
@@ -54,4 +56,23 @@ def open_network(
             f"{' or '.join(map(repr, SUFFICIENT[need]))}: name another checkpoint"
         )
     device = prepare_device(threads)
-    return Network(found.model.to(device).eval(), Tokenizer(found.vocabulary), device)
+    model = found.model.to(device).eval()
+    weights = model.named_parameters()
+    damaged = [name for name, weight in weights if not torch.isfinite(weight).all()]
+    if damaged:
+        raise CheckpointError(
+            f"{checkpoint}: {name_some(damaged)} holds what is not a number: fetch or make it anew"
+        )
+    return Network(model, Tokenizer(found.vocabulary), device)
+
+
+def require_finite(scores: Tensor, what: str) -> None:
+    """See that a model's scores are numbers: where none is, nothing ranks before the right one.
+
+    Raises:
+        CheckpointError: One is not; `what` says of what they are.
+    """
+    if not torch.isfinite(scores).all():
+        raise CheckpointError(
+            f"the model's scores of {what} are not numbers: its weights are damaged"
+        )

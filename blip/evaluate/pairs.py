@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from blip.config import Evaluate
 from blip.distributed import Team, rank
 from blip.evaluate.features import Images, image_tokens
+from blip.evaluate.network import require_finite
 from blip.models.blip import Blip
 from blip.models.device import autocast
 from blip.models.matching import Texts, embed_texts, match_texts
@@ -50,12 +51,15 @@ def score_pairs(
 
     Returns:
         The scores, in the order of the pairs.
+
+    Raises:
+        CheckpointError: A score is not a number.
     """
     device, size, team = model.match_head.weight.device, settings.batch_size, Team()
     mine = team.share(len(images), size)
     with autocast(device, settings.precision):
         embeds = embed_texts(model, texts, size)
-    found: list[tuple[Floats, Floats]] = []
+    found: list[Floats] = []  # (2, p) each
     progress = Progress("matching", len(mine), "images", shown=rank() == 0)
     for some, tokens in image_tokens(model, images, size, settings.precision, mine):
         here = slice(*np.searchsorted(owner, [some.start, some.stop]))
@@ -65,8 +69,8 @@ def score_pairs(
             memory = model.project_images(tokens)
             logits = match_texts(model, texts, wanted, memory, index, size)
         cosines = (model.embed_image(tokens)[index] * embeds[wanted.to(device)]).sum(dim=1)
-        log_odds = logits[:, 1] - logits[:, 0]
-        found.append((log_odds.double().cpu().numpy(), cosines.double().cpu().numpy()))
+        scores = torch.stack([logits[:, 1] - logits[:, 0], cosines.float()])
+        require_finite(scores, "pairs")
+        found.append(scores.cpu().double().numpy())
         progress.advance(len(some))
-    itm, itc = zip(*team.gather(found), strict=True)
-    return PairScores(np.concatenate(itm), np.concatenate(itc))
+    return PairScores(*np.concatenate(team.gather(found), axis=1))

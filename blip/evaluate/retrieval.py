@@ -19,14 +19,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from blip.config import Config
+from blip.config import Config, Evaluate
 from blip.data.text import Tokenizer, clean_caption
 from blip.distributed import Team, rank
 from blip.errors import ConfigError, DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
 from blip.evaluate.evaluation_set import EvaluationSet
 from blip.evaluate.features import image_tokens
-from blip.evaluate.network import open_network
+from blip.evaluate.network import open_network, require_finite
 from blip.evaluate.results import report
 from blip.models.blip import Blip
 from blip.models.device import autocast
@@ -85,9 +85,11 @@ def evaluate_retrieval(
         tracker: Told the metrics and the speed.
 
     Raises:
+        CheckpointError: A score is not a number.
         ConfigError: There are fewer images or texts than candidates asked for.
-        DataError: There is no caption to look for.
+        DataError: There is no caption to look for, or a photo is missing or damaged.
     """
+    images.require_photos()
     started = time.monotonic()
     model, tokenizer, _ = open_network(checkpoint, "matching", config.threads)
     texts, owner = _read_texts(images, tokenizer, config)
@@ -186,6 +188,22 @@ def ranks(candidates: Integers, scores: ArrayLike, target: Integers, num_targets
     return found
 
 
+def judge_texts(
+    model: Blip, texts: Texts, settings: Evaluate, memory: Memory, wanted: Integers
+) -> NDArray[np.float32]:
+    """Give the match logits of one image, or video, with the texts of the given indices.
+
+    Raises:
+        CheckpointError: One is not a number.
+    """
+    with autocast(memory.device, settings.precision):
+        rows = torch.from_numpy(wanted)
+        logits = match_texts(model, texts, rows, memory, None, settings.batch_size)
+    require_finite(logits, "pairs")
+    matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
+    return matched
+
+
 @torch.inference_mode()
 def _rank(
     model: Blip, images: EvaluationSet, texts: Texts, owner: Integers, config: Config
@@ -214,19 +232,13 @@ def _judges(
     model: Blip, images: EvaluationSet, mine: range, texts: Texts, config: Config
 ) -> Iterator[Judge]:
     """Give the judge of every one of some images; the projections of one batch of images are held."""
-    size = config.evaluate.batch_size
-
-    def judge(memory: Memory, wanted: Integers) -> NDArray[np.float32]:
-        with _autocast(model, config):
-            logits = match_texts(model, texts, torch.from_numpy(wanted), memory, None, size)
-        matched: NDArray[np.float32] = logits[:, 1].cpu().numpy()
-        return matched
-
-    for _, tokens in image_tokens(model, images, size, config.evaluate.precision, mine):
+    settings = config.evaluate
+    for _, tokens in image_tokens(model, images, settings.batch_size, settings.precision, mine):
         with _autocast(model, config):
             memory = model.project_images(tokens)
         for image in range(len(tokens)):
-            yield partial(judge, memory.select(slice(image, image + 1)))
+            own = memory.select(slice(image, image + 1))
+            yield partial(judge_texts, model, texts, settings, own)
 
 
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
@@ -235,10 +247,9 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Candidates:
         torch.topk(block @ targets.T, min(k, len(targets)), dim=1)
         for block in torch.split(queries, max(1, 2**24 // len(targets)))
     ]
-    return Candidates(
-        torch.cat([f.indices for f in found]).cpu().numpy(),
-        torch.cat([f.values for f in found]).cpu().numpy(),
-    )
+    cosine = torch.cat([f.values for f in found])
+    require_finite(cosine, "pairs")
+    return Candidates(torch.cat([f.indices for f in found]).cpu().numpy(), cosine.cpu().numpy())
 
 
 def _autocast(model: Blip, config: Config) -> torch.autocast:

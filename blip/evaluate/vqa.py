@@ -1,12 +1,17 @@
 """Answers to questions about images: ranked among candidates, or written freely (BLIP.md 5.3)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from blip.config import Decoding
+from blip.data.tasks import MAX_ANSWER_TOKENS
+from blip.data.text import Tokenizer, clean_question
+from blip.evaluate.network import Network, require_finite
 from blip.models.blip import Blip
+from blip.models.generation import generate
 from blip.models.matching import Texts
 from blip.models.med import Memory
 from blip.models.prefixes import find_prefixes
@@ -17,6 +22,7 @@ LABEL_SMOOTHING = 0.1  # the reference scores with the loss that it trains with
 
 # BLIP.md 1.1 and 5.3.
 QUESTION_WORDS, QUESTION_TOKENS = 50, 35
+RANKED = 128  # answers that are scored in full, or all where there are fewer
 
 ANSWER = Decoding(  # BLIP.md 5.3
     method="beam",
@@ -45,6 +51,39 @@ class RankedAnswers(NamedTuple):
     candidates: Tensor
     scores: Tensor
     best: Tensor
+
+
+class Answerer:
+    """Answers questions: writes, or chooses the best of some answers.
+
+    Args:
+        network: Of a model with the parts `vqa`.
+        candidates: What to choose from; `None` lets the model write.
+    """
+
+    def __init__(self, network: Network, candidates: Sequence[str] | None) -> None:
+        self._network, self._candidates = network, candidates
+        if candidates is not None:
+            self._texts = Texts(*network.tokenizer.encode(candidates, MAX_ANSWER_TOKENS))
+
+    def __call__(self, questions: Memory) -> list[str]:
+        """Give an answer to each of some questions, from `encode_questions`.
+
+        Raises:
+            CheckpointError: A score is not a number.
+        """
+        model, tokenizer, _ = self._network
+        if self._candidates is None:
+            written = generate(model, questions, tokenizer.prompt(""), ANSWER)
+            return [tokenizer.decode(ids) for ids in written]
+        ranked = rank_answers(model, questions, self._texts, min(RANKED, len(self._candidates)))
+        return [self._candidates[best] for best in ranked.best.tolist()]
+
+
+def tokenize_questions(tokenizer: Tokenizer, questions: Sequence[str]) -> Texts:
+    """Give questions as a model reads them."""
+    cleaned = [clean_question(question, QUESTION_WORDS) for question in questions]
+    return Texts(*tokenizer.encode(cleaned, QUESTION_TOKENS))
 
 
 def encode_questions(model: Blip, image_tokens: Tensor, questions: Texts) -> Memory:
@@ -90,6 +129,7 @@ def rank_answers(model: Blip, questions: Memory, answers: Texts, k: int) -> Rank
         k: Candidates to score; 128 of 3,128 in the paper.
 
     Raises:
+        CheckpointError: A score is not a number.
         ValueError: `k` is more than the number of candidates.
     """
     if not 0 < k <= len(answers):
@@ -114,6 +154,7 @@ def rank_answers(model: Blip, questions: Memory, answers: Texts, k: int) -> Rank
         )
     ]
     scores = -torch.cat(losses).view(-1, k)
+    require_finite(scores, "answers")
     best = candidates.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
     return RankedAnswers(first_probability, candidates, scores, best)
 

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from blip.config import Config
+from blip.errors import CheckpointError
 from blip.evaluate.network import open_network
 from blip.evaluate.pairs import PairScores, score_pairs
 from blip.models.blip import Parts
@@ -55,3 +57,13 @@ def test_bf16_is_near(test_set: tuple[Config, Path], random_model: Callable[[Par
     # Measured 2e-3.
     np.testing.assert_allclose(half.itc, plain.itc, atol=2e-2)
     np.testing.assert_allclose(half.itm, plain.itm, atol=2e-2)
+
+
+def test_scores_that_are_no_numbers(
+    test_set: tuple[Config, Path], random_model: Callable[[Parts], Path]
+) -> None:
+    network, tokenizer, _ = open_network(random_model("retrieval"), "matching", 1)
+    network.match_head.bias.data[1] = float("nan")
+    texts = Texts(*tokenizer.encode(["a red square", "two", "left"], 35))
+    with pytest.raises(CheckpointError, match="scores of pairs are not numbers"):
+        score_pairs(network, Noise(), texts, ROWS, OWNER, test_set[0].evaluate)

@@ -16,16 +16,19 @@ from blip.data.text import VOCABULARY, Tokenizer
 from blip.errors import CheckpointError, ConfigError, DataError
 from blip.evaluate.bootstrap import intervals
 from blip.evaluate.evaluation_set import open_evaluation_set
+from blip.evaluate.network import open_network
 from blip.evaluate.retrieval import (
     PER_IMAGE,
     Candidates,
     evaluate_retrieval,
+    judge_texts,
     rerank,
     statistics,
 )
 from blip.evaluate.retrieval import ranks as rank_targets
 from blip.files import digest_directory, read_json
 from blip.models.checkpoint import load_model
+from blip.models.matching import Texts
 from blip.tracker import NullTracker
 
 
@@ -219,6 +222,20 @@ def _every_pair(model: Path, data: Path, texts: list[str], k: int) -> tuple[np.n
         np.put_along_axis(matrix, kept, np.take_along_axis(total, kept, 1), 1)
         matrices.append(matrix)
     return tuple(matrices)
+
+
+@torch.inference_mode()
+def test_scores_that_are_no_numbers(test_set, random_model) -> None:
+    """None is above such a score, so that a target with one would rank first."""
+    nothing = torch.full((2, 3), float("nan"))
+    with pytest.raises(CheckpointError, match="scores of pairs are not numbers"):
+        rerank(nothing, nothing, 1, [])
+    model, tokenizer, _ = open_network(random_model("retrieval"), "matching", 1)
+    memory = model.project_images(model.encode_image(torch.zeros(1, 3, 64, 64)))
+    texts = Texts(*tokenizer.encode(["a red square", "two"], 35))
+    model.match_head.bias[1] = float("nan")
+    with pytest.raises(CheckpointError, match="scores of pairs are not numbers"):
+        judge_texts(model, texts, test_set[0].evaluate, memory, np.array([0, 1]))
 
 
 def test_equal_runs_give_equal_bytes(test_set, random_model, tmp_path: Path) -> None:

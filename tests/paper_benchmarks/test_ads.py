@@ -81,6 +81,7 @@ def test_scores_of_others(config, files: Path, tmp_path: Path) -> None:
         (rows[:-1], "5 has no prediction"),
         ([*rows, {"row": 6, "score": 0}], "6 is not in"),
         ([{"row": 1, "score": float("nan")}], "record 1: score is nan"),
+        ([{"row": 1, "score": True}], "record 1: score is True"),
     ):
         path.write_text(json.dumps(wrong))
         with pytest.raises(DataError, match=message):

@@ -130,6 +130,29 @@ def test_fetch_brings_says_and_unpacks(tmp_path: Path, monkeypatch: pytest.Monke
         assert "best has no file 'four'" in str(run(f"{command} --only four").exception)
 
 
+def test_a_file_that_is_refused_does_not_keep_the_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serve(Site(files={"/one": b"123"})) as site:
+        url = f"{site.address}/one"
+        files: dict[str, object] = {
+            "a/gone": {**ENTRY, "url": f"{site.address}/gone", "obtain": "ask its authors"},
+            "a/wrong": {**ENTRY, "url": url, "size": 4},
+            "a/one": {**ENTRY, "url": url, "size": 3},
+            "a/two": {**ENTRY, "obtain": "ask them"},
+        }
+        write(tmp_path, files, best=list(files))
+        result = run("benchmark fetch best --catalogue files.yaml")
+    assert "paper/a/one: 3 bytes" in result.output
+    for message in (
+        "/gone: is not there (404): ask its authors",
+        "paper/a/wrong: size is 3, the catalogue gives 4",
+        "a person must get:\npaper/a/two: ask them",
+    ):
+        assert message in str(result.exception)
+
+
 def test_dvc_pins_what_was_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"]):

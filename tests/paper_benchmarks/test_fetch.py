@@ -228,8 +228,11 @@ def test_no_room_is_said_before(
 
 def test_a_folder_that_cannot_be_written(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match=r"file/\.locks: cannot be made: Not a directory"):
         fetch(PLACE, described(site), tmp_path / "file")
+    (tmp_path / "coco").symlink_to("a disk that is not there")
+    with pytest.raises(DataError, match=r"coco: cannot be made: File exists"):
+        fetch(PLACE, described(site), tmp_path)
 
 
 def test_two_at_once_are_not(site: Site, tmp_path: Path) -> None:

@@ -204,7 +204,10 @@ def test_what_is_neither_true_nor_false_is_wrong_and_told(files: Path, config, c
             "line 2: identifier is 'dev-4-1', it must be",
         ),
         (lambda r: r[1].update(identifier="../-4-1-0"), "identifier is '../-4-1-0', it must be"),
-        (lambda r: r[1].update(sentence="..."), "line 2: sentence is '...', it must say something"),
+        (
+            lambda r: r[1].update(sentence="..."),
+            "line 2: sentence is '...', it must be a sentence with words",
+        ),
         (lambda r: r.append(r[0]), "dev-4-0-0 stands more than once"),
         (lambda r: r.clear(), "holds no statement"),
         (lambda r: r.pop(4), r"balanced_dev\.json: dev-5-0-0 is not in .*/dev\.json"),

@@ -185,7 +185,7 @@ def test_a_box_out_of_its_photo(config, random_model, files: Path, tmp_path: Pat
         ("annotations", {"bbox": [1, 2, 3]}, "annotations, record 1: bbox is"),
         ("annotations", {"att_vec": [1, 0, 2, 0, 0]}, "annotations, record 1: att_vec is"),
         ("annotations", {"area": None}, "annotations, record 1: area is None"),
-        ("annotations", {"id": 101}, "101 stands more than once"),
+        ("annotations", {"id": 101}, "101 stands more than once: remove all but one"),
     ],
 )
 def test_a_file_that_breaks_a_rule(

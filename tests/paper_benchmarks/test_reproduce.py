@@ -14,7 +14,7 @@ from blip.benchmarks.catalogue import Catalogue, load_catalogue
 from blip.benchmarks.published import Places, Published, load_published
 from blip.benchmarks.reproduce import Outcome, reproduce
 from blip.benchmarks.reproduction_page import lay_out, to_html, to_markdown
-from blip.errors import ConfigError
+from blip.errors import ConfigError, DataError
 from blip.files import read_json, write_json
 from tests.tiny_benchmark import write_model, write_params, write_test_set
 
@@ -94,6 +94,14 @@ def test_a_row_that_is_not_there(tmp_path: Path) -> None:
     places = Places(data=tmp_path, checkpoints=tmp_path, results=tmp_path)
     with pytest.raises(ConfigError, match="there is no row 'b'"):
         reproduce(published, catalogue, places, ["b"])
+
+
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    published, catalogue = documents({"a": {"command": "manifest nothing"}}, {})
+    (tmp_path / "results").write_text("a file")
+    places = Places(data=tmp_path, checkpoints=tmp_path, results=tmp_path / "results")
+    with pytest.raises(DataError, match=r"results/a\.log: cannot be written: "):
+        reproduce(published, catalogue, places)
 
 
 def test_the_page_in_the_docs_is_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

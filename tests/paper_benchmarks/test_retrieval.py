@@ -49,6 +49,7 @@ def test_matrices_of_others_are_scored(config, data: Path, tmp_path: Path) -> No
     [
         ({"i2t": np.zeros((3, 6))}, "holds no matrices i2t and t2i"),
         ({"i2t": np.zeros((3, 6)), "t2i": np.zeros((3, 6))}, r"t2i is \(3, 6\), .* be \(6, 3\)"),
+        ({"i2t": np.full((3, 6), "1"), "t2i": np.zeros((6, 3))}, "i2t holds <U1, it must hold num"),
         ({"i2t": np.full((3, 6), np.nan), "t2i": np.zeros((6, 3))}, "row 0: .* not a number"),
     ],
 )

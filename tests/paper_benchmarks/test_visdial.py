@@ -222,9 +222,7 @@ def test_image_and_text_tokens_must_be_equally_wide(files: Path, config, random_
 def test_scores_that_are_no_numbers(files: Path, config, random_model) -> None:
     network = open_network(random_model("matching"), "matching", 1)
     network.model.match_head.bias.data[1] = float("nan")
-    with pytest.raises(
-        CheckpointError, match="image 5, round 1: the model's scores are not numbers"
-    ):
+    with pytest.raises(CheckpointError, match="scores of image 5, round 1, are not numbers"):
         score_answers(network, config, open_dialogs(files / "val.json"), files)
 
 

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from blip.benchmarks import vqa
 from blip.benchmarks.vqa import (
     PER_QUESTION,
     answer_questions,
@@ -98,7 +97,7 @@ def test_answers_are_those_of_each_question_alone(
     files: Path, config, random_model, candidates, monkeypatch
 ) -> None:
     """Photos are shared, questions of any length are read together, and nothing changes."""
-    monkeypatch.setattr(vqa, "RANKED", 4)
+    monkeypatch.setattr("blip.evaluate.vqa.RANKED", 4)
     network = open_network(random_model("vqa"), "vqa", 1)
     questions = open_questions(files / "questions.json").questions
     found = answer_questions(network, config, questions, files, candidates)
@@ -197,7 +196,10 @@ def test_photos_are_named_as_coco_names_them(tmp_path: Path, subset: str, image:
     [
         (lambda q, a: q.pop("data_subtype"), "questions.json: data_subtype is None"),
         (lambda q, a: q["questions"][1].pop("image_id"), "questions, record 2: image_id is None"),
-        (lambda q, a: q["questions"][1].update(question=" ?!"[2:]), "question 11 is '!', it must"),
+        (
+            lambda q, a: q["questions"][1].update(question=" ?!"[2:]),
+            "question 11: question is '!', it must be a question",
+        ),
         (lambda q, a: q["questions"][1].update(question_id=10), "10 stands more than once"),
         (lambda q, a: q["questions"].clear(), "holds no question"),
         (lambda q, a: a["annotations"].pop(), "annotations.json: 10 has no prediction"),
