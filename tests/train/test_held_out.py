@@ -48,6 +48,15 @@ def test_an_evaluation_leaves_no_trace(toy: Any) -> None:
     assert first["loss"] == pytest.approx(first["loss_itm"])
 
 
+def test_an_evaluation_asks_nothing_of_gpus_it_does_not_use(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail(f"GPU {device}"))
+    objective, loader = toy
+    assert held_out(loader, settings())(objective, Position(0, 7))["loss"] > 0
+
+
 def test_training_is_the_same_with_evaluations(toy: Any, training: Build, tmp_path: Path) -> None:
     objective, loader = toy
     start, chance = weights(objective), torch.get_rng_state()
