@@ -135,6 +135,12 @@ class Checkpoints:
         if self._error:
             raise self._error
 
+    @property
+    def lost(self) -> int | None:
+        """The step of the last save if it has failed; the one under way is waited for."""
+        self._wait()
+        return self._begun if self._error else None
+
     def last(self) -> Saved | None:
         """Open the last whole checkpoint; damaged ones after it are set aside, with a warning.
 

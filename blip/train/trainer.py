@@ -175,6 +175,7 @@ class _Run:
     def save(self) -> None:
         """Begin to save a checkpoint."""
         self.curve.settle(self.step)
+        self._forget_lost_best()
         progress = {
             **self.curve.state(),
             "scaler": self.stepper.scaler.state_dict(),
@@ -187,6 +188,7 @@ class _Run:
         """Evaluate the weights, or their average."""
         assert self._evaluate is not None
         assert self._best is not None
+        self._forget_lost_best()
         with self._averaged(), self.stepper.autocast():
             values = self._evaluate(self.stepper.objective, position)
         self._tracker.metrics({f"held_out/{name}": v for name, v in values.items()}, self.step)
@@ -216,6 +218,15 @@ class _Run:
         if self.stepper.average:
             self.stepper.average.exchange()
         distributed.unwrap(self.stepper.objective)
+
+    def _forget_lost_best(self) -> None:
+        """Count no more on the best weights if they could not be saved, as where a disk was full."""
+        best = self._best.step if self._best else None
+        if self._held_out and best is not None and best == self.checkpoints.lost:
+            log.warning(
+                "the best weights so far, of step %d, are not saved: others take over", best
+            )
+            self._best = Best(self._held_out)
 
     def _groups(self) -> Groups:
         average = self.stepper.average

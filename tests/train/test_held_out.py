@@ -1,5 +1,6 @@
 """Evaluation while training: it leaves no trace, finds the best, and ends the run in time."""
 
+import errno
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from blip.errors import ConfigError
 from blip.objectives import Position
 from blip.tracker import NullTracker
 from blip.train.held_out import Best, held_out
+from blip.train.snapshot import Snapshot
 from blip.train.trainer import fit
 
 Build = Callable[..., Training]
@@ -141,6 +143,32 @@ def test_killed_between_evaluations_ends_in_the_same_bits(
         fit(objective, loader, config, NullTracker(), folder, evaluate=Killed(*values))
     assert curve == fit(objective, loader, config, NullTracker(), folder, evaluate=Script(*values))
     assert same(weights(objective), whole)
+
+
+def test_best_weights_that_could_not_be_saved_make_way_for_the_next(
+    toy: Any,
+    training: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The disk is full at step 8 alone, whose evaluation is the best."""
+    write = Snapshot.write
+
+    def full(self: Snapshot, path: Path) -> str:
+        if path.parent.name == ".step-00000008.partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, path)
+
+    monkeypatch.setattr(Snapshot, "write", full)
+    objective, loader = toy
+    script = Script(3.0, 1.0, 2.0, 4.0, 5.0)
+    config = training(held_out=settings(patience=3))
+    with caplog.at_level(logging.WARNING, "blip"):
+        curve = fit(objective, loader, config, NullTracker(), tmp_path, evaluate=script)
+    assert curve[-1]["step"] == 20
+    assert "the best weights so far, of step 8, are not saved: others take over" in caplog.text
+    assert same(weights(objective), script.seen[2])
 
 
 def test_training_draws_masks_and_evaluation_does_not(
