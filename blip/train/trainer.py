@@ -16,6 +16,7 @@ import torch
 
 from blip import distributed
 from blip.config import Training
+from blip.errors import TERMINATED
 from blip.files import alone_in
 from blip.objectives import Objective, Position
 from blip.progress import Progress
@@ -37,8 +38,6 @@ from blip.train.step import AnyBatch, Stepper
 from blip.train.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-
-TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would say it
 
 
 class Loader(Protocol):
