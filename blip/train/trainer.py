@@ -203,7 +203,12 @@ class _Run:
             )
 
     def close(self, rate: float, telemetry: Telemetry) -> Point:
-        """Make a point of the curve, with what training costs."""
+        """Make a point of the curve, with what training costs.
+
+        Raises:
+            BlipError: A loss or gradient is not finite.
+        """
+        self.stepper.check_scale(self.step)
         size = self.config.batch_size
         costs = {f"perf/{name}": value for name, value in telemetry.take(size).items()}
         known = self.stepper.objective.gauges(self.step - 1, size)
