@@ -133,9 +133,10 @@ class Stepper:
         """
         if len(pieces) == 1 and distributed.world_size() == 1:
             return None
-        tokens = [self.objective.count_tokens(piece).to(self._device) for piece in pieces]
-        examples = torch.tensor([len(piece) for piece in pieces], device=self._device)
-        counts = torch.stack([examples, torch.stack(tokens)], dim=1).float()
+        tokens = torch.stack([self.objective.count_tokens(piece) for piece in pieces])
+        # Filled in on the device: to bring numbers there would make the host wait for it.
+        examples = torch.stack([torch.full_like(tokens[0], len(piece)) for piece in pieces])
+        counts = torch.stack([examples, tokens], dim=1).float()
         whole = distributed.total(counts.sum(dim=0)).clamp(min=1)
         return counts * distributed.world_size() / whole
 

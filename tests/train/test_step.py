@@ -1,5 +1,6 @@
 """A step in pieces, in 16 bits, averaged, recomputed, compiled: equal to the plain one."""
 
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip.batch import Batch, QuestionBatch, SpecialTokens, StatementBatch
 from blip.config import PRESETS, Training, load_config
@@ -185,6 +187,30 @@ def test_a_gradient_that_never_is_finite_ends_the_run(
     with pytest.raises(BlipError, match=r"step 30: no gradient is finite .* a loss times 6e-05"):
         fit(objective, loader, settings, points, tmp_path)
     assert [step for step, _ in points.told] == [10, 20]
+
+
+class Brought(TorchDispatchMode):
+    """Notes what is made of numbers of the host, for which a GPU would make it wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:
+            ours = [f for f in traceback.extract_stack() if "/blip/" in f.filename]
+            self.lines.add(f"{ours[-1].name}: {ours[-1].line}" if ours else "elsewhere")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("task", ["pretrain", "captioning", "retrieval", "vqa", "nlvr"])
+def test_a_step_brings_no_numbers_to_the_device(training: Build, task: Parts) -> None:
+    stepper = Stepper(build(task), training(accumulate=2, precision="bf16"))
+    watch, batch = stepper.telemetry(), draw(task, 4)
+    with Brought() as brought:
+        stepper.step(batch, POSITION, 1e-4, watch)
+    assert not brought.lines
+    assert stepper.objective.count_tokens(batch.to(torch.device("meta"))).is_meta
 
 
 def test_the_average_follows(toy: Any) -> None:
