@@ -71,7 +71,8 @@ def fit(
 ) -> list[Point]:
     """Train an objective in place, from the last checkpoint in `run_dir` if there is one.
 
-    A run that was killed and goes on ends in the same bits as one that was not, on one machine.
+    A run that was killed and goes on ends in the same bits as one that was not, on one machine; on
+    a GPU in the same but for the order in which its kernels add.
     On SIGTERM and Ctrl-C the step under way is finished and a checkpoint saved; then the process
     exits with code 143, or KeyboardInterrupt is raised. A second signal acts at once. Where there
     are several processes, a signal to one of them stops all after the same step.
