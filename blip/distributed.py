@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store  # noqa: TID25
 from torch.distributed.rendezvous import rendezvous  # noqa: TID251
 from torch.nn.parallel import DistributedDataParallel
 
-from blip.errors import LostPeerError
+from blip.errors import ConfigError, LostPeerError
 
 T = TypeVar("T")
 
@@ -54,13 +54,14 @@ def processes() -> Iterator[None]:
     """Be one of the processes that torchrun started; nothing where this is the only one.
 
     Raises:
+        ConfigError: There are more processes on this machine than GPUs.
         LostPeerError: Another process ended, or hung, while this one waited for it.
     """
     if not launched():
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
     store, number, size = next(rendezvous("env://", timeout=JOINING))
     # Each restart of torchrun is another group: what is left of the last one is not read.
     store = PrefixStore(f"run-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -76,6 +77,16 @@ def processes() -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _take_gpu(number: int) -> None:
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError(
+            f"process {number} of this machine has no GPU: there are {count}, one for each process: "
+            f"--nproc-per-node {count}"
+        )
+    torch.cuda.set_device(number)
 
 
 def _is_of_exchange(error: RuntimeError) -> bool:

@@ -1,5 +1,10 @@
 """The errors a user can cause: each says what was wrong, by which rule, and the remedy."""
 
+import signal
+
+# The exit code of a process that was told to leave, which is no error.
+TERMINATED = 128 + signal.SIGTERM
+
 
 class BlipError(Exception):
     """Base of every error that is the user's to mend: printed as one message, exit code 2."""

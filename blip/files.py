@@ -120,25 +120,28 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Fill a folder that takes its name, replacing an older one, only when it is whole and on disk.
 
-    Folders that a killed writer left beside it are removed first. The caller holds the stage's lock.
+    What a killed writer left beside it is removed first.
 
     Raises:
+        BlipError: Another process is filling it.
         DataError: The disk is full or the place cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        _sync_tree(partial)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
-        sync_directory(path.parent)
+        with alone_in(partial, f"another process that writes {path}"):
+            try:
+                _empty(partial)
+                yield partial
+                _sync_tree(partial)
+                if path.exists():
+                    shutil.rmtree(path)
+                partial.replace(path)
+                sync_directory(path.parent)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -207,18 +210,37 @@ def alone_in(folder: Path, what: str) -> Iterator[None]:
     Raises:
         BlipError: Another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlipError(
-                f"{folder}: {what} is at work here already: wait for it, or stop it first"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlipError(
+                    f"{folder}: {what} is at work here already: wait for it, or stop it first"
+                ) from None
+            if _is_named(descriptor, folder):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_named(descriptor: int, folder: Path) -> bool:
+    """Tell whether an open folder still has its name: who held it before may have moved it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def sync_file(path: Path) -> None:

@@ -181,7 +181,7 @@ def run_stage(job: Job, *, force: bool = False) -> Iterator[Stage | None]:
 
     Raises:
         DataError: An input is missing.
-        BlipError: The same stage is running already.
+        BlipError: The same stage is running already, or one elsewhere that writes the same output.
     """
     inputs = job.input_digests()
     key = _key(job, inputs)

@@ -5,17 +5,12 @@ a pre-emption (143) or a lost process (75), which pass. To lose the nodes' meeti
 are leaving, is a lost process, too.
 """
 
-import signal
 import sys
 from collections.abc import Iterable
 
-from blip.errors import BlipError, LostPeerError
+from blip.errors import TERMINATED, BlipError, LostPeerError
 
-USER_ERROR, LOST_PEER, TERMINATED = (
-    BlipError.exit_code,
-    LostPeerError.exit_code,
-    128 + signal.SIGTERM,
-)
+USER_ERROR, LOST_PEER = BlipError.exit_code, LostPeerError.exit_code
 
 
 def main() -> int:

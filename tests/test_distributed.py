@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip import distributed
+from blip.errors import ConfigError
 from tests.ports import free_port
 
 RANKS = 2
@@ -39,6 +40,24 @@ def test_without_a_process_group_a_process_is_alone():
     assert distributed.wrap(objective, "fsdp", []) is objective
     with distributed.processes():
         assert distributed.world_size() == 1
+
+
+def test_a_process_without_a_gpu_is_told_how_many_there_are(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: 1 / 0)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for number in "0", "1":
+        monkeypatch.setenv("LOCAL_RANK", number)
+        with pytest.raises(ZeroDivisionError), distributed.processes():
+            pass
+    assert taken == [0, 1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    told = "there are 2, one for each process: --nproc-per-node 2"
+    with pytest.raises(ConfigError, match=told), distributed.processes():
+        pass
 
 
 def start(job: str, folder: Path, ranks: int = RANKS, **environment: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """Files are whole or absent, whatever happens to their writer."""
 
+import fcntl
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from blip.errors import BlipError, DataError
 from blip.files import (
+    alone_in,
     atomic_directory,
     atomic_file,
     digest_directory,
@@ -126,6 +128,40 @@ def test_killed_writer_leaves_the_old_directory_and_the_next_one_cleans_up(tmp_p
         (folder / "b").write_text("whole")
     assert names(tmp_path) == ["out"]
     assert names(out) == ["b"]
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with atomic_directory(out) as first:
+        (first / "a").write_text("whole")
+        told = r"another process that writes .*out is at work here"
+        with pytest.raises(BlipError, match=told), atomic_directory(out):
+            pass
+        assert names(first) == ["a"]
+    assert names(out) == ["a"]
+    with atomic_directory(out) as again:
+        (again / "b").write_text("after")
+    assert names(out) == ["b"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_was_moved_while_waited_for_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a folder just before its holder moves it gets the lock, but of another name."""
+    flock, moved = fcntl.flock, tmp_path / "moved"
+
+    def late(descriptor: int, operation: int) -> None:
+        if not moved.exists():
+            (tmp_path / "folder").rename(moved)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with alone_in(tmp_path / "folder", "it"):
+        assert names(tmp_path) == ["folder", "moved"]
+        told = "it is at work here already"
+        with pytest.raises(BlipError, match=told), alone_in(tmp_path / "folder", "it"):
+            pass
 
 
 def test_full_disk_is_one_error_and_nothing_is_left(tmp_path: Path) -> None:

@@ -133,6 +133,15 @@ def test_second_run_at_the_same_time_is_refused(tmp_path: Path) -> None:
                 run(job(tmp_path, config=config))
 
 
+def test_a_run_elsewhere_with_the_same_output_is_refused(tmp_path: Path) -> None:
+    with run_stage(job(tmp_path)) as stage:
+        assert stage is not None
+        (stage.out / "result").write_text("first")
+        with pytest.raises(BlipError, match=r"another process that writes .*out is at work here"):
+            run(job(tmp_path, runs=tmp_path / "runs elsewhere"))
+    assert (tmp_path / "out" / "result").read_text() == "first"
+
+
 def test_a_part_keeps_its_work_and_makes_no_output(tmp_path: Path) -> None:
     with run_part(job(tmp_path), Part(1, 3)) as part:
         assert part is not None

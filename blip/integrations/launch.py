@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Literal, Protocol
 
-from blip.errors import IntegrationError
+from blip.errors import TERMINATED, IntegrationError
 from blip.integrations.versioning import Node
 
 Say = Callable[[str], None]
@@ -19,7 +19,7 @@ Kind = Literal["local", "kubernetes"]
 
 GRACE_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
-PREEMPTED = 128 + signal.SIGTERM  # exit code of a stage that was told to leave, and kept its state
+PREEMPTED = TERMINATED  # exit code of a stage that was told to leave, and kept its state
 
 
 class StageFailedError(IntegrationError):

@@ -193,7 +193,7 @@ def new_momentum(model: Blip, queue_size: int = QUEUE_SIZE) -> dict[str, Tensor]
     state = model.state_dict()
     twin = {f"twin.{name}": t for name, t in state.items() if name.split(".")[0] in TWIN}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # and not those of GPUs, which nothing is drawn from
         queue = FeatureQueue(model.config.embed_size, queue_size)
     return twin | {f"queue.{name}": tensor for name, tensor in queue.state_dict().items()}
 

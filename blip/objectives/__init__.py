@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from blip.models.vit import VisionBlock
@@ -44,8 +43,9 @@ class Objective(nn.Module):
         """Do what is due once before the forward passes of a step; its parts follow one another."""
 
     def count_tokens(self, batch: Any) -> Tensor:
-        """Count what `Losses.lm` is a mean of: a scalar."""
-        return torch.zeros(())
+        """Count what `Losses.lm` is a mean of: a scalar where the batch is."""
+        count: Tensor = batch.images.new_zeros(())
+        return count
 
     def units(self) -> list[nn.Module]:
         """Give the modules that sharding gathers one at a time: the blocks of image encoders.

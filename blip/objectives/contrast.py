@@ -97,7 +97,7 @@ class MomentumContrast(nn.Module):
             "itc": loss.detach(),
             "similarity_positive": positive,
             "similarity_negative": negative,
-            "alpha": torch.as_tensor(alpha, device=loss.device),
+            "alpha": torch.full((), alpha, device=loss.device),
             "temperature": model.temperature.detach().clone(),
         }
         return Contrasted(

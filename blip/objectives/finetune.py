@@ -156,11 +156,13 @@ class RetrievalObjective(Objective):
             else (images, texts, ids)
         )
         same = ids[:, None] == all_ids[None, :]
-        temperature = self.model.temperature
         uniform = position.step < self.settings.uniform_negatives
+        with torch.autocast(ids.device.type, enabled=False):  # as what is contrasted
+            image_logits = texts @ all_images.T / self.model.temperature
+            text_logits = images @ all_texts.T / self.model.temperature
         return draw_negatives(
-            negative_weights(texts @ all_images.T / temperature, same, 0.0, uniform),
-            negative_weights(images @ all_texts.T / temperature, same, 0.0, uniform),
+            negative_weights(image_logits, same, 0.0, uniform),
+            negative_weights(text_logits, same, 0.0, uniform),
         )
 
     def _match(self, batch: Batch, image_tokens: Tensor, negatives: Negatives) -> Tensor:

@@ -16,8 +16,8 @@ from blip.objectives import Objective
 from blip.objectives.finetune import NlvrObjective, VqaObjective
 from blip.tracker import Tracker
 from blip.train.held_out import Evaluate, held_out
-from blip.train.run import check_held_out, identify, place, prepare, unaugmented, write
-from blip.train.trainer import Loader, fit
+from blip.train.run import Setup, check_held_out, prepare, train, unaugmented
+from blip.train.trainer import Loader
 
 T = TypeVar("T")
 Task = Literal["vqa", "nlvr"]
@@ -84,19 +84,9 @@ def finetune_annotated(
                 evaluate = held_out(stated(validation, unaugmented(training)), settings)
             blip = load_model(model, "nlvr", training.image_size, drop_path=nlvr.drop_path)
             objective = NlvrObjective(blip)
-    identity = identify(config, training, [digest_file(path) for path in data])
-    place(objective, training, device)
-    curve = fit(
-        objective,
-        loader,
-        training,
-        tracker,
-        run_dir,
-        name=task,
-        identity=identity,
-        evaluate=evaluate,
-    )
-    write(blip, model, training, loader, curve, out)
+    digests = [digest_file(path) for path in data]
+    setup = Setup(task, training, blip, objective, loader, evaluate, digests, model)
+    train(setup, config, device, out, run_dir, tracker)
 
 
 def _configured(section: T | None, task: Task) -> T:

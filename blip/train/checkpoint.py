@@ -135,6 +135,12 @@ class Checkpoints:
         if self._error:
             raise self._error
 
+    @property
+    def lost(self) -> int | None:
+        """The step of the last save if it has failed; the one under way is waited for."""
+        self._wait()
+        return self._begun if self._error else None
+
     def last(self) -> Saved | None:
         """Open the last whole checkpoint; damaged ones after it are set aside, with a warning.
 
@@ -177,7 +183,15 @@ class Checkpoints:
         return Saved(self._path(step))
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
-        self._writer = threading.Thread(target=work, args=arguments, name="checkpoint", daemon=True)
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+        def run() -> None:
+            # A thread begins on the first GPU, and to wait for another there takes memory of it.
+            if device is not None:
+                torch.cuda.set_device(device)
+            work(*arguments)
+
+        self._writer = threading.Thread(target=run, name="checkpoint", daemon=True)
         self._writer.start()
 
     def _write(self, step: int, state: str, best: int | None) -> None:

@@ -39,9 +39,11 @@ def held_out(batches: Batches, settings: config.HeldOut) -> Evaluate:
         buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
         sums: Any = 0
         names: list[str] = []
-        ones = torch.ones((), device=next(objective.parameters()).device)
+        device = next(objective.parameters()).device
+        ones = torch.ones((), device=device)
         objective.eval()
-        with torch.random.fork_rng():
+        # Of the GPUs of a machine, a process has one.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(distributed.rank())
             for batch in batches.iterate(0, min(settings.batches, batches.steps_per_epoch)):
                 losses = objective(batch, position)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -37,6 +38,31 @@ from blip.train.trainer import Loader, fit
 log = logging.getLogger(__name__)
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage has put together and trains.
+
+    Attributes:
+        name: What the progress bar calls it.
+        training: How it is trained.
+        model: What is written in the end; a part of the objective.
+        objective: On the host.
+        loader: The examples.
+        evaluate: The evaluation while training, if there is one.
+        inputs: Digests of all that is read.
+        vocabulary: Folder with the `vocab.txt` of the model.
+    """
+
+    name: str
+    training: Training
+    model: Blip
+    objective: Objective
+    loader: Loader
+    evaluate: Evaluate | None
+    inputs: Sequence[str]
+    vocabulary: Path
 
 
 def build_tokenizer(config: Config, data: Sequence[Path | str], out: Path) -> None:
@@ -100,19 +126,8 @@ def pretrain(
     evaluate = _evaluation(training, validation, text, config.seed, "", device)
     started_from = [digest_file(path) for path in weights.values()]
     digests = [*(dataset.digest for dataset in datasets), *started_from]
-    identity = identify(config, training, digests)
-    place(objective, training, device)
-    curve = fit(
-        objective,
-        loader,
-        training,
-        tracker,
-        run_dir,
-        name="pretrain",
-        identity=identity,
-        evaluate=evaluate,
-    )
-    write(model, tokenizer, training, loader, curve, out)
+    setup = Setup("pretrain", training, model, objective, loader, evaluate, digests, tokenizer)
+    train(setup, config, device, out, run_dir, tracker)
 
 
 def finetune(
@@ -164,19 +179,40 @@ def finetune(
                 objective.contrast.begin(momentum)
     loader = PairLoader(datasets, text, training, config.seed, prompt, device)
     evaluate = _evaluation(training, validation, text, config.seed, prompt, device)
-    identity = identify(config, training, [dataset.digest for dataset in datasets])
-    place(objective, training, device)
+    digests = [dataset.digest for dataset in datasets]
+    setup = Setup(task, training, blip, objective, loader, evaluate, digests, model)
+    train(setup, config, device, out, run_dir, tracker)
+
+
+def train(
+    setup: Setup, config: Config, device: torch.device, out: Path, run_dir: Path, tracker: Tracker
+) -> None:
+    """Train what a stage has put together, and write what comes of it.
+
+    Args:
+        setup: What.
+        config: The experiment.
+        device: Where; from `prepare`.
+        out: Receives the model, `vocab.txt`, `metrics.json` and `curves.csv`.
+        run_dir: Keeps the checkpoints.
+        tracker: Told how training goes.
+
+    Raises:
+        BlipError: See `fit`.
+    """
+    place(setup.objective, setup.training, device)
     curve = fit(
-        objective,
-        loader,
-        training,
+        setup.objective,
+        setup.loader,
+        setup.training,
         tracker,
         run_dir,
-        name=task,
-        identity=identity,
-        evaluate=evaluate,
+        name=setup.name,
+        identity=_identify(config, setup),
+        evaluate=setup.evaluate,
     )
-    write(blip, model, training, loader, curve, out)
+    if distributed.rank() == 0:
+        _write(setup, curve, out)
 
 
 def prepare(config: Config) -> torch.device:
@@ -250,33 +286,22 @@ def _check_model(config: Config) -> None:
             )
 
 
-def identify(config: Config, training: Training, digests: Sequence[str]) -> str:
-    """Give the digest of what decides a run; `digests` are those of its inputs."""
-    return digest_json([config.seed, config.model.model_dump(), training.model_dump(), digests])
+def _identify(config: Config, setup: Setup) -> str:
+    """Give the digest of what decides a run."""
+    settings = config.model.model_dump(), setup.training.model_dump()
+    return digest_json([config.seed, *settings, setup.inputs])
 
 
-def write(
-    model: Blip,
-    tokenizer: Path,
-    training: Training,
-    loader: Loader,
-    curve: list[Point],
-    out: Path,
-) -> None:
-    """Write a trained model with its vocabulary, its curve and what training came to.
-
-    Of several processes the first one does.
-    """
-    if distributed.rank():
-        return
-    save_model(model, out)
-    _copy_vocabulary(tokenizer / VOCABULARY, out)
+def _write(setup: Setup, curve: list[Point], out: Path) -> None:
+    """Write a trained model with its vocabulary, its curve and what training came to."""
+    save_model(setup.model, out)
+    _copy_vocabulary(setup.vocabulary / VOCABULARY, out)
     write_curves(curve, out / "curves.csv")
     steps = int(curve[-1]["step"])
     sizes = {
         "steps": steps,
-        "pairs": loader.num_examples,
-        "pairs_seen": steps * training.batch_size,
+        "pairs": setup.loader.num_examples,
+        "pairs_seen": steps * setup.training.batch_size,
     }
     losses = {name: value for name, value in curve[-1].items() if name.startswith("loss")}
     write_json(out / "metrics.json", {"training": {**losses, **sizes}})

@@ -9,7 +9,7 @@ from torch import Tensor
 from blip import distributed
 from blip.batch import Batch, QuestionBatch, StatementBatch
 from blip.config import Training
-from blip.errors import ConfigError
+from blip.errors import BlipError, ConfigError
 from blip.models.device import DTYPES, autocast
 from blip.objectives import Losses, Objective, Position
 from blip.train.average import WeightAverage
@@ -17,6 +17,8 @@ from blip.train.optim import build_optimizer, set_learning_rate
 from blip.train.telemetry import Telemetry
 
 AnyBatch = Batch | QuestionBatch | StatementBatch
+
+MIN_SCALE = 1e-4  # of the loss in fp16, which begins at 65536 and halves at every overflow
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,22 @@ class Stepper:
         metrics = _mean(outcomes, [len(piece) for piece in pieces])
         return Taken(metrics.pop("loss"), metrics, norm)
 
+    def check_scale(self, done: int) -> None:
+        """Stop a run whose every gradient overflows, however small the loss is made: it learns nothing.
+
+        Args:
+            done: Steps done, for the error.
+
+        Raises:
+            BlipError: The scale of the loss has fallen too far.
+        """
+        if self.scaler.is_enabled() and (scale := self.scaler.get_scale()) < MIN_SCALE:
+            raise BlipError(
+                f"step {done}: no gradient is finite in fp16, even of a loss times {scale:.1g}: "
+                "take precision bf16 or fp32, lower optimizer.lr, or look for broken pairs; the "
+                "last checkpoint is whole"
+            )
+
     def telemetry(self) -> Telemetry:
         """Give a stopwatch; arithmetic is counted where that cannot change what is computed."""
         watched = not self._config.compile and (
@@ -115,9 +133,10 @@ class Stepper:
         """
         if len(pieces) == 1 and distributed.world_size() == 1:
             return None
-        tokens = [self.objective.count_tokens(piece).to(self._device) for piece in pieces]
-        examples = torch.tensor([len(piece) for piece in pieces], device=self._device)
-        counts = torch.stack([examples, torch.stack(tokens)], dim=1).float()
+        tokens = torch.stack([self.objective.count_tokens(piece) for piece in pieces])
+        # Filled in on the device: to bring numbers there would make the host wait for it.
+        examples = torch.stack([torch.full_like(tokens[0], len(piece)) for piece in pieces])
+        counts = torch.stack([examples, tokens], dim=1).float()
         whole = distributed.total(counts.sum(dim=0)).clamp(min=1)
         return counts * distributed.world_size() / whole
 

@@ -16,6 +16,7 @@ import torch
 
 from blip import distributed
 from blip.config import Training
+from blip.errors import TERMINATED
 from blip.files import alone_in
 from blip.objectives import Objective, Position
 from blip.progress import Progress
@@ -37,8 +38,6 @@ from blip.train.step import AnyBatch, Stepper
 from blip.train.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-
-TERMINATED = 128 + signal.SIGTERM  # exit code, as a shell would say it
 
 
 class Loader(Protocol):
@@ -72,7 +71,8 @@ def fit(
 ) -> list[Point]:
     """Train an objective in place, from the last checkpoint in `run_dir` if there is one.
 
-    A run that was killed and goes on ends in the same bits as one that was not, on one machine.
+    A run that was killed and goes on ends in the same bits as one that was not, on one machine; on
+    a GPU in the same but for the order in which its kernels add.
     On SIGTERM and Ctrl-C the step under way is finished and a checkpoint saved; then the process
     exits with code 143, or KeyboardInterrupt is raised. A second signal acts at once. Where there
     are several processes, a signal to one of them stops all after the same step.
@@ -175,6 +175,7 @@ class _Run:
     def save(self) -> None:
         """Begin to save a checkpoint."""
         self.curve.settle(self.step)
+        self._forget_lost_best()
         progress = {
             **self.curve.state(),
             "scaler": self.stepper.scaler.state_dict(),
@@ -187,6 +188,7 @@ class _Run:
         """Evaluate the weights, or their average."""
         assert self._evaluate is not None
         assert self._best is not None
+        self._forget_lost_best()
         with self._averaged(), self.stepper.autocast():
             values = self._evaluate(self.stepper.objective, position)
         self._tracker.metrics({f"held_out/{name}": v for name, v in values.items()}, self.step)
@@ -202,7 +204,12 @@ class _Run:
             )
 
     def close(self, rate: float, telemetry: Telemetry) -> Point:
-        """Make a point of the curve, with what training costs."""
+        """Make a point of the curve, with what training costs.
+
+        Raises:
+            BlipError: A loss or gradient is not finite.
+        """
+        self.stepper.check_scale(self.step)
         size = self.config.batch_size
         costs = {f"perf/{name}": value for name, value in telemetry.take(size).items()}
         known = self.stepper.objective.gauges(self.step - 1, size)
@@ -216,6 +223,15 @@ class _Run:
         if self.stepper.average:
             self.stepper.average.exchange()
         distributed.unwrap(self.stepper.objective)
+
+    def _forget_lost_best(self) -> None:
+        """Count no more on the best weights if they could not be saved, as where a disk was full."""
+        best = self._best.step if self._best else None
+        if self._held_out and best is not None and best == self.checkpoints.lost:
+            log.warning(
+                "the best weights so far, of step %d, are not saved: others take over", best
+            )
+            self._best = Best(self._held_out)
 
     def _groups(self) -> Groups:
         average = self.stepper.average

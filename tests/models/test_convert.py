@@ -130,3 +130,19 @@ def test_what_is_missing_or_misshapen_is_named(build):
     tensors = {name: tensor for name, tensor in tensors.items() if "text_decoder" not in name}
     with pytest.raises(CheckpointError, match=r"missing .*; and \d+ more$"):
         from_official(model, tensors, "there")
+
+
+def test_new_momentum_moves_no_generator(monkeypatch) -> None:
+    """Nor those of GPUs, which a run has seeded before it reads a model."""
+    model = Blip(
+        load_config(PRESETS / "demo.yaml").model,
+        64,
+        402,
+        SpecialTokens(0, 2, 3, 400, 401),
+        "retrieval",
+    )
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeds GPUs"))
+    before = torch.get_rng_state()
+    first, second = new_momentum(model, 5), new_momentum(model, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first["queue.images"], second["queue.images"])

@@ -52,6 +52,24 @@ def test_retrieval_keeps_the_temperature_of_its_model(build, contrast):
     assert model.temperature.item() == pytest.approx(0.02)
 
 
+def test_negatives_are_weighed_in_full_precision(build, contrast, batch, monkeypatch):
+    objective = RetrievalObjective(build("retrieval"), contrast(), True)
+    weighed = []
+    monkeypatch.setattr(
+        "blip.objectives.finetune.negative_weights",
+        lambda logits, *others: weighed.append(logits) or torch.ones_like(logits),
+    )
+    pairs = batch(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = objective.model.encode_image(pairs.images)
+        contrasted = objective.contrast(objective.model, pairs, tokens, Position(0, 10))
+        objective._draw(contrasted, pairs, Position(0, 10))
+    images, texts = contrasted.image_embed, contrasted.text_embed
+    expected = texts @ images.T / objective.model.temperature
+    assert torch.equal(weighed[0], expected)
+    assert torch.equal(weighed[1], expected.T)
+
+
 def test_models_without_the_parts_are_refused(build, contrast):
     with pytest.raises(ValueError, match="captioning or pretrain, got retrieval"):
         CaptioningObjective(build("retrieval"), 0.1, 4)

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import current_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -285,6 +286,23 @@ def test_one_save_at_a_time_and_the_context_waits_for_the_last(
         checkpoints.save(3, {}, None, own={})
         raise RuntimeError("of the loop")
     assert names(tmp_path) == [f"step-0000000{i}" for i in range(4)]
+
+
+def test_the_thread_that_writes_is_on_the_gpu_of_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be on the first one, and take memory there."""
+    taken: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda number: taken.append((current_thread().name, number))
+    )
+    checkpoints = Checkpoints(tmp_path, "", keep=9)
+    checkpoints.prepare({}, own={})
+    checkpoints.save(1, {}, None, own={})
+    checkpoints.finish()
+    assert taken == [("checkpoint", 3)] * 2
 
 
 def test_a_fault_of_ours_is_raised_as_such(tmp_path: Path, monkeypatch: Any) -> None:

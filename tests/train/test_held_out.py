@@ -1,5 +1,6 @@
 """Evaluation while training: it leaves no trace, finds the best, and ends the run in time."""
 
+import errno
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from blip.errors import ConfigError
 from blip.objectives import Position
 from blip.tracker import NullTracker
 from blip.train.held_out import Best, held_out
+from blip.train.snapshot import Snapshot
 from blip.train.trainer import fit
 
 Build = Callable[..., Training]
@@ -46,6 +48,15 @@ def test_an_evaluation_leaves_no_trace(toy: Any) -> None:
     assert evaluate(objective, Position(0, 7)) == first
     assert set(first) == {"loss", "loss_itm", "temperature"}
     assert first["loss"] == pytest.approx(first["loss_itm"])
+
+
+def test_an_evaluation_asks_nothing_of_gpus_it_does_not_use(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail(f"GPU {device}"))
+    objective, loader = toy
+    assert held_out(loader, settings())(objective, Position(0, 7))["loss"] > 0
 
 
 def test_training_is_the_same_with_evaluations(toy: Any, training: Build, tmp_path: Path) -> None:
@@ -132,6 +143,32 @@ def test_killed_between_evaluations_ends_in_the_same_bits(
         fit(objective, loader, config, NullTracker(), folder, evaluate=Killed(*values))
     assert curve == fit(objective, loader, config, NullTracker(), folder, evaluate=Script(*values))
     assert same(weights(objective), whole)
+
+
+def test_best_weights_that_could_not_be_saved_make_way_for_the_next(
+    toy: Any,
+    training: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The disk is full at step 8 alone, whose evaluation is the best."""
+    write = Snapshot.write
+
+    def full(self: Snapshot, path: Path) -> str:
+        if path.parent.name == ".step-00000008.partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, path)
+
+    monkeypatch.setattr(Snapshot, "write", full)
+    objective, loader = toy
+    script = Script(3.0, 1.0, 2.0, 4.0, 5.0)
+    config = training(held_out=settings(patience=3))
+    with caplog.at_level(logging.WARNING, "blip"):
+        curve = fit(objective, loader, config, NullTracker(), tmp_path, evaluate=script)
+    assert curve[-1]["step"] == 20
+    assert "the best weights so far, of step 8, are not saved: others take over" in caplog.text
+    assert same(weights(objective), script.seen[2])
 
 
 def test_training_draws_masks_and_evaluation_does_not(

@@ -1,15 +1,18 @@
 """A step in pieces, in 16 bits, averaged, recomputed, compiled: equal to the plain one."""
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blip.batch import Batch, QuestionBatch, SpecialTokens, StatementBatch
 from blip.config import PRESETS, Training, load_config
-from blip.errors import ConfigError
+from blip.errors import BlipError, ConfigError
 from blip.models.blip import Blip, Parts
 from blip.objectives import Objective, Position
 from blip.objectives.finetune import (
@@ -22,6 +25,8 @@ from blip.objectives.pretrain import PretrainObjective
 from blip.train.average import WeightAverage
 from blip.train.run import place
 from blip.train.step import AnyBatch, Stepper
+from blip.train.telemetry import Telemetry
+from blip.train.trainer import fit
 
 Build = Callable[..., Training]
 
@@ -165,6 +170,47 @@ def test_an_overflow_is_skipped_and_the_scale_halved(toy: Any, training: Build) 
     stepper.step(batch, Position(0, 7), 1e-3, stepper.telemetry())
     assert all(map(torch.equal, objective.parameters(), before))
     assert stepper.scaler.get_scale() == scale / 2
+
+
+def test_a_gradient_that_never_is_finite_ends_the_run(
+    toy: Any, training: Build, points: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are all skipped, and its loss looks as ever."""
+    # The rate of fp16 on this processor takes seconds to measure.
+    monkeypatch.setattr(
+        "blip.train.step.Telemetry",
+        lambda *args, counts_flops: Telemetry(*args, counts_flops=False),
+    )
+    objective, loader = toy
+    objective.second.weight.register_hook(lambda gradient: gradient * torch.inf)
+    settings = training(precision="fp16", steps=100, log_every=10)
+    with pytest.raises(BlipError, match=r"step 30: no gradient is finite .* a loss times 6e-05"):
+        fit(objective, loader, settings, points, tmp_path)
+    assert [step for step, _ in points.told] == [10, 20]
+
+
+class Brought(TorchDispatchMode):
+    """Notes what is made of numbers of the host, for which a GPU would make it wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:
+            ours = [f for f in traceback.extract_stack() if "/blip/" in f.filename]
+            self.lines.add(f"{ours[-1].name}: {ours[-1].line}" if ours else "elsewhere")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("task", ["pretrain", "captioning", "retrieval", "vqa", "nlvr"])
+def test_a_step_brings_no_numbers_to_the_device(training: Build, task: Parts) -> None:
+    stepper = Stepper(build(task), training(accumulate=2, precision="bf16"))
+    watch, batch = stepper.telemetry(), draw(task, 4)
+    with Brought() as brought:
+        stepper.step(batch, POSITION, 1e-4, watch)
+    assert not brought.lines
+    assert stepper.objective.count_tokens(batch.to(torch.device("meta"))).is_meta
 
 
 def test_the_average_follows(toy: Any) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from blip.config import Training
-from blip.errors import BlipError
+from blip.errors import TERMINATED, BlipError
 from blip.files import read_json, write_json
 from blip.objectives import Losses
 from blip.tracker import NullTracker
 from blip.train.curve import write_curves
 from blip.train.telemetry import Telemetry
-from blip.train.trainer import TERMINATED, fit, total_steps
+from blip.train.trainer import fit, total_steps
 
 Build = Callable[..., Training]
 
