@@ -78,7 +78,7 @@ def largest_difference(captions: Captions, references: References) -> float:
 
 def score_ours(captions: Captions, references: References) -> Scores:
     """Score as `blip evaluate captioning` does; as in a new process no word is known."""
-    for known in (ptb._inside, ptb._ending, ptb._lexer):
+    for known in (ptb._known, ptb._lexer):
         known.cache_clear()
     hypotheses = [captions[image] for image in references]
     corpus = Corpus(*tokenized_captions(hypotheses, list(references.values())))

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MATCHERS = 4  # of METEOR: equal words, equal stems, synonyms, paraphrases
 METEOR_COUNTS = 4 + 4 * MATCHERS + 3
+_LENGTHS, _CHUNKS, _MATCHED = slice(0, 2), METEOR_COUNTS - 3, slice(METEOR_COUNTS - 2, None)
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of the matchers
@@ -68,8 +69,9 @@ def meteor_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     """Count what METEOR matches in tokenised captions, each with the reference that fits it best.
 
     Give (N, 23): tokens of caption and reference, and those of them that are function words; for
-    each matcher the content words that matched in either, and the function words; the chunks; the
-    matched words of either. Counts of images add up to those of a corpus.
+    each matcher the content words that matched in either, and the function words; the chunks, none
+    where the two match as a whole; the matched words of either. Counts of images add up to those of
+    a corpus.
 
     Raises:
         DataError: The program failed; its own last words are in the message.
@@ -88,23 +90,24 @@ def meteor_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
             f"METEOR answered {len(rows)} lines for {len(hypotheses)} captions, the last one "
             f"{answer[-200:]!r}: run `java -jar {jar}` to see what is wrong with it"
         )
-    return np.array(rows, dtype=np.float64).reshape(-1, METEOR_COUNTS)
+    counts = np.array(rows, dtype=np.float64).reshape(-1, METEOR_COUNTS)
+    # The program answers one chunk for these, which it counts neither alone nor in a sum.
+    whole = (counts[:, _CHUNKS] == 1) & (counts[:, _MATCHED] == counts[:, _LENGTHS]).all(axis=1)
+    counts[whole, _CHUNKS] = 0
+    return counts
 
 
 def meteor(counts: Floats) -> Floats:
     """Give METEOR of counts (..., 23): a weighted harmonic mean, less a penalty for disorder."""
-    lengths, functions = counts[..., 0:2], counts[..., 2:4]  # (..., caption and reference)
+    lengths, functions = counts[..., _LENGTHS], counts[..., 2:4]  # (..., caption and reference)
     matches = counts[..., 4:20].reshape(*counts.shape[:-1], MATCHERS, 2, 2)  # content, function
-    chunks, matched = counts[..., 20], counts[..., 21:23]
     shares = np.array([_DELTA, 1 - _DELTA])
     weighted = np.einsum("...mks,m,k->...s", matches, _WEIGHTS, shares)
     total = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
     precision, recall = np.moveaxis(_divide(weighted, total), -1, 0)
     mean = _divide(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
-    disorder = _divide(chunks, matched.mean(axis=-1))
-    equal = (chunks == 1) & (matched == lengths).all(axis=-1)
-    penalty = _GAMMA * np.where(equal, 0.0, disorder) ** _BETA
-    scores: Floats = mean * (1 - penalty)
+    disorder = _divide(counts[..., _CHUNKS], counts[..., _MATCHED].mean(axis=-1))
+    scores: Floats = mean * (1 - _GAMMA * disorder**_BETA)
     return scores
 
 

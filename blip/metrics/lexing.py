@@ -9,11 +9,11 @@ a dot. Letters outside of sets match both cases; sets match what they show.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-Characters = frozenset[str]
+Class = Callable[[str], bool]
+"""Says whether it has a character."""
 
 
 class Rule(NamedTuple):
@@ -57,7 +57,7 @@ class Lexer:
         self,
         rules: Sequence[Rule],
         names: Mapping[str, str],
-        classes: Mapping[str, Characters],
+        classes: Mapping[str, Class],
         twins: Mapping[str, str],
     ) -> None:
         known: dict[str, _Node] = {}
@@ -87,10 +87,17 @@ class Lexer:
 
 
 class _Characters(NamedTuple):
-    """One of these characters, or, inverted, one of all others."""
+    """One of these characters, or of these classes; or, inverted, one of all others."""
 
-    characters: Characters
+    characters: frozenset[str]
+    classes: frozenset[Class] = frozenset()
     inverted: bool = False
+
+    def have(self, character: str) -> bool:
+        found = character in self.characters
+        if self.classes and not found:
+            found = any(has(character) for has in self.classes)
+        return found != self.inverted
 
 
 class _Sequence(NamedTuple):
@@ -110,6 +117,14 @@ class _Repeated(NamedTuple):
 _Node = _Characters | _Sequence | _Choice | _Repeated
 
 
+_TIMES = re.compile(r"[*+?]|\{(\d+),(\d*)\}|\{(\d+)\}")
+_LIMITS: Mapping[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_NAME = re.compile(r"\{(\w+)\}")
+_CLASS = re.compile(r"\[:(\w+):\]")
+_TO = re.compile(r"-(?!\])")
+_CHARACTER = re.compile(r"\\u([0-9A-F]{4})|\\([tnfr])|\\?(.)", re.DOTALL)
+
+
 class _Parser:
     """Reads one pattern, from left to right."""
 
@@ -117,7 +132,7 @@ class _Parser:
         self,
         pattern: str,
         names: Mapping[str, _Node],
-        classes: Mapping[str, Characters],
+        classes: Mapping[str, Class],
         twins: Mapping[str, str],
     ) -> None:
         self._pattern, self._names, self._classes, self._twins = pattern, names, classes, twins
@@ -131,7 +146,7 @@ class _Parser:
 
     def _choice(self) -> _Node:
         parts = [self._sequence()]
-        while self._take(r"\|"):
+        while self._take("|"):
             parts.append(self._sequence())
         return parts[0] if len(parts) == 1 else _Choice(parts)
 
@@ -142,10 +157,9 @@ class _Parser:
         return parts[0] if len(parts) == 1 else _Sequence(parts)
 
     def _repeated(self, node: _Node) -> _Node:
-        while found := self._take(r"[*+?]|\{(\d+),(\d*)\}|\{(\d+)\}"):
-            limits = {"*": (0, None), "+": (1, None), "?": (0, 1)}
-            if found[0] in limits:
-                node = _Repeated(node, *limits[found[0]])
+        while found := self._match(_TIMES):
+            if found[0] in _LIMITS:
+                node = _Repeated(node, *_LIMITS[found[0]])
             elif found[3]:
                 node = _Repeated(node, int(found[3]), int(found[3]))
             else:
@@ -153,13 +167,13 @@ class _Parser:
         return node
 
     def _atom(self) -> _Node:
-        if self._take(r"\("):
+        if self._take("("):
             node = self._choice()
-            assert self._take(r"\)"), f"{self._pattern!r}: a bracket is open"
+            assert self._take(")"), f"{self._pattern!r}: a bracket is open"
             return node
-        if found := self._take(r"\{(\w+)\}"):
+        if found := self._match(_NAME):
             return self._names[found[1]]
-        if self._take(r"\["):
+        if self._take("["):
             return self._set()
         letter = self._character()
         return _Characters(
@@ -167,71 +181,82 @@ class _Parser:
         )
 
     def _set(self) -> _Node:
-        inverted = self._take(r"\^") is not None
+        inverted = self._take("^")
         characters: set[str] = set()
-        while not self._take(r"\]"):
-            if found := self._take(r"\[:(\w+):\]"):
-                characters |= self._classes[found[1]]
+        classes: set[Class] = set()
+        while not self._take("]"):
+            if found := self._match(_CLASS):
+                classes.add(self._classes[found[1]])
                 continue
             first = last = self._character()
-            if self._take(r"-(?!\])"):
+            if self._match(_TO):
                 last = self._character()
             characters.update(map(chr, range(ord(first), ord(last) + 1)))
-        return _Characters(frozenset(characters), inverted)
+        return _Characters(frozenset(characters), frozenset(classes), inverted)
 
     def _character(self) -> str:
-        found = self._take(r"\\u([0-9A-F]{4})|\\([tnfr])|\\?(.)", re.DOTALL)
+        found = self._match(_CHARACTER)
         assert found, f"{self._pattern!r}: ends too early"
         if found[1]:
             return chr(int(found[1], 16))
         return "\t\n\f\r"["tnfr".index(found[2])] if found[2] else found[3]
 
-    def _take(self, sign: str, flags: int = 0) -> re.Match[str] | None:
-        found = re.compile(sign, flags).match(self._pattern, self._at)
+    def _take(self, sign: str) -> bool:
+        found = self._pattern.startswith(sign, self._at)
+        self._at += found
+        return found
+
+    def _match(self, signs: re.Pattern[str]) -> re.Match[str] | None:
+        found = signs.match(self._pattern, self._at)
         if found:
             self._at = found.end()
         return found
 
 
-@dataclass
-class _State:
+class _State(dict[str, "_State | None"]):
     """Some places in the patterns, all that what was read may have led to.
 
+    It tells where a character leads, which is found out when one first comes; None is nowhere.
+
     Attributes:
-        steps: Over which characters they lead where.
+        steps: Over sets of characters, by their numbers, to places.
         rule: That is matched here, or -1.
-        following: Where a character leads, as far as it was met; None is nowhere.
     """
 
-    steps: "Mapping[_Characters, Sequence[int]]"
-    rule: int
-    following: "dict[str, _State | None]" = field(default_factory=dict)
+    def __init__(
+        self, automaton: "_Automaton", steps: Sequence[tuple[int, int]], rule: int
+    ) -> None:
+        self._automaton, self.steps, self.rule = automaton, steps, rule
+
+    def __missing__(self, character: str) -> "_State | None":
+        found = self[character] = self._automaton.follow(self.steps, character)
+        return found
 
 
 class _Automaton:
     """Patterns as places, and steps between them: some over a character, some free."""
 
     def __init__(self, nodes: Sequence[_Node]) -> None:
-        self._steps: list[list[tuple[_Characters, int]]] = []
+        self._sets: dict[_Characters, int] = {}
+        self._steps: list[list[tuple[int, int]]] = []  # a set, by its number, and a place
         self._free: list[list[int]] = []
         self._rules: dict[int, int] = {}
+        self._having: dict[str, frozenset[int]] = {}
         self._reached: dict[int, frozenset[int]] = {}
         self._states: dict[frozenset[int], _State] = {}
         begin = self._place()
         for number, node in enumerate(nodes):
             end = self._add(node, self._behind(begin))
             self._rules[self._behind(end)] = number
-        self._start = self._state([begin])
+        self._start = self._state(frozenset([begin]))
 
     def longest(self, text: str, start: int) -> tuple[int, int, int]:
         """Give the rule of the longest match, or -1; where it ends; and where reading stopped."""
         state, rule, end = self._start, -1, start
         for at in range(start, len(text)):
-            if not state.steps:
-                return rule, end, at
-            following = self._following(state, text[at])
+            following = state[text[at]]
             if following is None:
-                return rule, end, at + 1
+                return rule, end, at + bool(state.steps)
             state = following
             if state.rule >= 0:
                 rule, end = state.rule, at + 1
@@ -241,38 +266,31 @@ class _Automaton:
         """Give the places up to `stop` where a match that begins at `start` may end."""
         state = self._start
         for at in range(start, stop):
-            following = self._following(state, text[at])
+            following = state[text[at]]
             if following is None:
                 return
             state = following
             if state.rule >= 0:
                 yield at + 1
 
-    def _following(self, state: _State, character: str) -> _State | None:
-        try:
-            return state.following[character]
-        except KeyError:
-            reached = [
-                target
-                for (characters, inverted), targets in state.steps.items()
-                if (character in characters) != inverted
-                for target in targets
-            ]
-            found = self._state(reached) if reached else None
-            state.following[character] = found
-            return found
+    def follow(self, steps: Iterable[tuple[int, int]], character: str) -> _State | None:
+        """Give the state that a character leads to."""
+        if character not in self._having:
+            self._having[character] = frozenset(
+                number for characters, number in self._sets.items() if characters.have(character)
+            )
+        having = self._having[character]
+        reached = frozenset([place for number, place in steps if number in having])
+        return self._state(reached) if reached else None
 
-    def _state(self, places: Sequence[int]) -> _State:
+    def _state(self, places: frozenset[int]) -> _State:
         """Give the state of these places and of all that free steps lead to from them."""
-        key = frozenset().union(*map(self._reach, places))
-        if key not in self._states:
-            steps: dict[_Characters, list[int]] = {}
-            for place in key:
-                for characters, target in self._steps[place]:
-                    steps.setdefault(characters, []).append(target)
-            rules = [self._rules[place] for place in key if place in self._rules]
-            self._states[key] = _State(steps, min(rules, default=-1))
-        return self._states[key]
+        if places not in self._states:
+            reached = frozenset().union(*map(self._reach, places))
+            steps = [step for place in reached for step in self._steps[place]]
+            rules = [self._rules[place] for place in reached if place in self._rules]
+            self._states[places] = _State(self, steps, min(rules, default=-1))
+        return self._states[places]
 
     def _reach(self, place: int) -> frozenset[int]:
         """Give the places that free steps lead to, of those where a rule ends or a step begins."""
@@ -291,7 +309,8 @@ class _Automaton:
         match node:
             case _Characters():
                 end = self._place()
-                self._steps[start].append((node, end))
+                number = self._sets.setdefault(node, len(self._sets))
+                self._steps[start].append((number, end))
             case _Sequence(parts):
                 end = start
                 for part in parts:

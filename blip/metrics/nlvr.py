@@ -1,4 +1,4 @@
-"""Accuracy and consistency of NLVR2, as the official script computes them.
+"""What is right in NLVR2, and which examples are of one sentence, as the official script has it.
 
 A prediction is right where it is the label, whatever its case; anything else, even what is neither
 true nor false, is wrong. A sentence was written about several pairs of photos, and is consistent
@@ -8,16 +8,8 @@ Source: Suhr et al. 2019, and the evaluation code of lil-lab/nlvr.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from blip.metrics.ids import require_one_each
-
-
-class Summary(NamedTuple):
-    """Shares of what is right: of examples, and of sentences with all their examples."""
-
-    accuracy: float
-    consistency: float
 
 
 def group_of(identifier: str) -> str:
@@ -50,11 +42,3 @@ def judge(
     said = {identifier: prediction.lower() for identifier, prediction in pairs}
     examples = zip(identifiers, labels, strict=True)
     return [said[identifier] == str(label).lower() for identifier, label in examples]
-
-
-def summarise(right: Sequence[bool], groups: Sequence[str]) -> Summary:
-    """Summarise examples of which each is right or not, and belongs to the sentence of its group."""
-    consistent = dict.fromkeys(groups, True)
-    for holds, group in zip(right, groups, strict=True):
-        consistent[group] &= holds
-    return Summary(sum(right) / len(right), sum(consistent.values()) / len(consistent))

@@ -17,6 +17,7 @@ DROPPED = frozenset(
     ("", "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", *_LONG)
 )
 
+_UNSETTLED = "\r"  # which no settled token has
 _UNKNOWN = Token("", kind="skip")
 _SIGNS = {
     **{"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"},
@@ -47,47 +48,45 @@ def tokenize(captions: Sequence[str]) -> list[str]:
     not a newline the official tool begins a caption, and gives all behind it to the wrong images.)
     """
     lines = [_units(caption.replace("\n", " ")) for caption in captions]
-    found = [_quickly(line) for line in lines[:-1]] + [None] * bool(lines)
     text = "\n".join(lines)
     starts = accumulate((len(line) + 1 for line in lines), initial=0)
+    found = [*_quickly(text)[:-1], _UNSETTLED]  # the last line has no end
     return [
-        _slowly(text, start, start + len(line)) if tokens is None else tokens
+        _slowly(text, start, start + len(line)) if _UNSETTLED in tokens else tokens[1:]
         for line, tokens, start in zip(lines, found, starts, strict=False)
     ]
 
 
-def _quickly(line: str) -> str | None:
-    """Give the tokens of a line that another one follows, if they are known word for word."""
-    head, space, _ = line.rstrip(" ").rpartition(" ")
-    words = [*map(_inside, head.split(" ")), _ending(line[len(head) + len(space) :])]
-    return None if None in words else " ".join(filter(None, words))
+def _quickly(text: str) -> list[str]:
+    """Give the tokens of every line, each behind a space, as far as they are known word by word.
+
+    The last word of a line keeps the end of the line, and a space before that, as a tab.
+    """
+    words = text.replace(" \n", "\t\n").replace("\n", "\n ").split(" ")
+    return "".join(map(_known, words)).split("\n")
 
 
 @lru_cache(maxsize=1 << 17)
-def _inside(word: str) -> str | None:
-    return _settled(word, " ")
+def _known(word: str) -> str:
+    bare = word.removesuffix("\n").removesuffix("\t")
+    return _settled(bare, word[len(bare) :] or " ") + "\n" * word.endswith("\n")
 
 
-@lru_cache(maxsize=1 << 17)
-def _ending(word: str) -> str | None:
-    return _settled(word, "\n")
-
-
-def _settled(word: str, behind: str) -> str | None:
-    """Give the tokens of a word before a space or a line end, if nothing around them has a say."""
+def _settled(word: str, behind: str) -> str:
+    """Give the tokens of a word, if nothing but the space or line end behind it has a say."""
     if word.isascii() and word.isalpha() and word.lower() not in TWO_IN_ONE:
-        return word.lower()  # most are such, and no rule has another mind
+        return f" {word.lower()}"  # most are such, and no rule has another mind
     if word[:1].isspace():  # one with the space before it
-        return None
+        return _UNSETTLED
     kept = []
     for token, _, read in _scan(word + behind, 0, len(word)):
         if read > len(word) + 1:
-            return None
+            return _UNSETTLED
         if token not in DROPPED:
-            kept.append(token)
+            kept.append(f" {token}")
     if kept and kept[-1] != kept[-1].rstrip():  # which is lost at the end of a line
-        return None
-    return " ".join(kept)
+        return _UNSETTLED
+    return "".join(kept)
 
 
 def _slowly(text: str, start: int, stop: int) -> str:
@@ -122,7 +121,7 @@ def _written(text: str, kind: Kind, back: int) -> str:
     """Give the token that a text of this kind becomes."""
     match kind:
         case "skip":
-            text = ""
+            return ""
         case "plain":
             text = text[: len(text) - back]
         case "word":

@@ -6,9 +6,10 @@ dot. Patterns are those of `blip.metrics.lexing`. Oddities belong to it: Unicode
 sets know one case only, and some rules never win.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from blip.metrics.lexing import Characters
+from blip.metrics.lexing import Class
 
 # What becomes of the text of a token: as it is; nothing; without soft hyphens; with LaTeX's quotes;
 # without entities; without spaces, and without brackets; replaced by its name; of an initial, bare.
@@ -43,28 +44,27 @@ class Token(NamedTuple):
     back: int = 0
 
 
-def characters(ranges: str) -> Characters:
+def classes() -> Mapping[str, Class]:
+    """Give what tells the characters of a class, by its name."""
+    newer_letters = characters(_NEWER_LETTERS)
+    newer_digits = characters("0DE6-0DEF A9F0-A9F9")
+    one_case = characters("13A0-13F5")  # Cherokee has two since 2015
+    return {
+        "letter": lambda c: (c.isalpha() and c not in newer_letters) or c in "\u1885\u1886",
+        "upper": lambda c: c.isupper() and c not in newer_letters and c not in one_case,
+        "digit": lambda c: c.isdecimal() and c not in newer_digits,
+        "mark": characters(_MARKS).__contains__,
+        "symbol": characters(_SYMBOLS).__contains__,
+    }
+
+
+def characters(ranges: str) -> frozenset[str]:
     """Give the characters of ranges like `0041-005A 0061`."""
     found: set[str] = set()
     for part in ranges.split():
         first, _, last = part.partition("-")
         found.update(map(chr, range(int(first, 16), int(last or first, 16) + 1)))
     return frozenset(found)
-
-
-def classes() -> dict[str, Characters]:
-    """Give the characters behind the names of classes."""
-    basic = [chr(code) for code in range(0x10000)]
-    letters = frozenset(c for c in basic if c.isalpha()) - characters(_NEWER_LETTERS)
-    return {
-        "letter": letters | characters("1885-1886"),
-        "upper": frozenset(c for c in basic if c.isupper())
-        - characters(_NEWER_LETTERS)
-        - characters("13A0-13F5"),  # Cherokee has two cases since 2015
-        "digit": frozenset(c for c in basic if c.isdecimal()) - characters("0DE6-0DEF A9F0-A9F9"),
-        "mark": characters(_MARKS),
-        "symbol": characters(_SYMBOLS),
-    }
 
 
 # Letters since Unicode 6.2.

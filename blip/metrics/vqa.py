@@ -98,11 +98,6 @@ def summarise(accuracies: Sequence[float], asked: Sequence[Asked]) -> dict[str, 
     }
 
 
-def percent(value: float) -> float:
-    """Round as the evaluator rounds the accuracy of a question."""
-    return round(100 * value, PLACES)
-
-
 @lru_cache(maxsize=2**16)
 def normalise(text: str) -> str:
     """Strip punctuation and articles, lower the case, write numbers in digits and mend contractions."""

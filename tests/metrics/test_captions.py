@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blip.metrics import captions
 from blip.metrics.captions import BleuCounts, Corpus, bleu, tokenized_captions
 from tests.metrics.caption_sets import result_sets
+from tests.metrics.hostile_captions import hostile_corpus
 
 TOLERANCE = 1e-9  # measured against pycocoevalcap: 4e-16 BLEU, 9e-16 CIDEr, 0 ROUGE-L
 
@@ -121,3 +123,33 @@ def test_the_shorter_of_two_equally_close_references_counts() -> None:
 def test_missing_captions_are_refused(hypotheses: list[str], references: list[list[str]]) -> None:
     with pytest.raises(ValueError, match="give one"):
         Corpus(hypotheses, references)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_hostile_captions_are_tokenised_and_scored_as_officially(seed: int, official: Path) -> None:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    hypotheses, references = hostile_corpus(seed, 300)
+    tokens = [
+        list(PTBTokenizer().tokenize(texts).values())
+        for texts in (
+            {i: [{"caption": own}] for i, own in enumerate(hypotheses)},
+            {i: [{"caption": text} for text in own] for i, own in enumerate(references)},
+        )
+    ]
+    ours = tokenized_captions(hypotheses, references)
+    assert [[own] for own in ours[0]] == tokens[0]
+    assert ours[1] == tokens[1]
+    assert_as_reference(*ours)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 2**20)), max_size=30), st.booleans()
+)
+def test_pairs_are_sorted_whether_or_not_they_have_room_in_one_number(pairs, large: bool) -> None:
+    keys, values = np.array(pairs, dtype=np.int64).reshape(-1, 2).T * (2**30 if large else 1)
+    found = captions._sort_pairs(keys, values)
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == sorted(
+        zip(keys.tolist(), values.tolist(), strict=True)
+    )

@@ -7,6 +7,7 @@ from blip.errors import DataError
 from blip.metrics import java
 from blip.metrics.captions import tokenized_captions
 from tests.metrics.caption_sets import result_sets
+from tests.metrics.hostile_captions import hostile_corpus
 
 TOLERANCE = 1e-9  # measured 1.1e-16 of single images, 2.8e-17 of whole sets
 
@@ -105,12 +106,35 @@ def test_a_caption_that_spice_gives_no_number_is_named(score: str | None) -> Non
     [
         # "two cats" against "the man": nothing matches
         ([2, 2, 1, 1, *[0] * 16, 0, 0, 0], 0.0),
-        # "a dog" against itself: one chunk, all words: no penalty
-        ([2, 2, 1, 1, 1, 1, 1, 1, *[0] * 12, 1, 2, 2], 1.0),
+        # "a dog" against itself: no chunk is counted, and there is no penalty
+        ([2, 2, 1, 1, 1, 1, 1, 1, *[0] * 12, 0, 2, 2], 1.0),
     ],
 )
 def test_meteor_of_counts(counts: list[int], score: float) -> None:
     assert java.meteor(np.array(counts, dtype=np.float64)) == pytest.approx(score)
+
+
+def test_a_caption_that_is_wholly_matched_in_one_chunk_counts_none(
+    package: Path, tmp_path: Path
+) -> None:
+    whole = "2 2 1 1 1 1 1 1" + " 0" * 12 + " 1 2 2"
+    in_disorder = "4 4 0 0 4 0 4 0" + " 0" * 12 + " 2 4 4"
+    program(tmp_path / "bin", "java", f"echo {whole}; echo {in_disorder}")
+    counts = java.meteor_counts(["a dog", "one dog two cats"], [["a dog"], ["two cats one dog"]])
+    assert counts[:, 20].tolist() == [0, 2]
+
+
+@pytest.mark.slow
+def test_meteor_of_hostile_captions_as_the_official_tool_has_it(official: Path) -> None:
+    """Some equal a reference, whose chunks the official sum leaves out."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    hypotheses, references = tokenized_captions(*hostile_corpus(0, 60))
+    gts, res = dict(enumerate(references)), {i: [own] for i, own in enumerate(hypotheses)}
+    total, each = Meteor().compute_score(gts, res)
+    counts = java.meteor_counts(hypotheses, references)
+    np.testing.assert_allclose(java.meteor(counts), each, atol=TOLERANCE, rtol=0)
+    assert float(java.meteor(counts.sum(axis=0))) == pytest.approx(total, abs=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import pytest
 
 from blip.metrics.lexing import Lexer, Match, Rule
 
-DIGITS = {"digit": frozenset("0123456789")}
+DIGITS = {"digit": str.isdecimal}
 
 
 def lexer(*rules: Rule) -> Lexer:

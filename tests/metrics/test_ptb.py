@@ -59,7 +59,11 @@ def test_no_caption_has_no_tokens() -> None:
     assert tokenize([]) == []
 
 
-@given(st.lists(st.lists(st.sampled_from(PIECES)).map(" ".join) | st.text(), max_size=6))
+ENDS = st.sampled_from(["", "", " ", "  ", "\t", " \t", "\n", "\r", "\u00a0"])
+LINES = st.tuples(st.lists(st.sampled_from(PIECES)).map(" ".join) | st.text(), ENDS).map("".join)
+
+
+@given(st.lists(LINES, max_size=6))
 def test_word_by_word_is_as_the_whole_text(captions: list[str]) -> None:
     lines = [ptb._units(caption.replace("\n", " ")) for caption in captions]
     text, at, plain = "\n".join(lines), 0, []

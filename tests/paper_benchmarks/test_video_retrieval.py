@@ -21,9 +21,10 @@ from blip.data.video import read_frames
 from blip.errors import DataError
 from blip.evaluate.network import open_network
 from blip.files import read_json
-from blip.metrics.ranking import median_rank, ranks, summary
+from blip.metrics.ranking import ranks
 from blip.tracker import NullTracker
 from tests.data.videos import make_video
+from tests.metrics.official_recalls import median_rank, summary
 
 CAPTIONS = ["A dog.", "two cats, on the table!", "no man is left", "red bird", "how many boats"]
 
