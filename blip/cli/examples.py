@@ -72,7 +72,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "study": ("blip study docs/study.yaml",),
     "report": ("blip report --pictures docs/pictures",),
     "lineage": (
-        'blip lineage "a red square above a blue ring"',
+        'blip lineage "yellow square on top of two blue posts on pale wall"',
         "blip lineage --model models/captioner --json",
     ),
     "manifest": ("blip manifest models/captioner",),

@@ -176,12 +176,13 @@ def match(
         ),
     ] = None,
     layer: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="For --heatmaps: layer of the text encoder, from 0; in the last one words have no map.",
+            help="For --heatmaps: layer of the text encoder, from 0. Default: 7, or the last but one of a small model; "
+            "in the last one words have no map.",
         ),
-    ] = 7,
+    ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 16,
@@ -196,6 +197,8 @@ def match(
 
     predictor = _load(checkpoint, "matching", vocabulary, image_size)
     texts = predictor.captions(text)
+    if layer is None:
+        layer = min(7, max(0, len(predictor.model.text_encoder.layers) - 2))
     pictures = 0
     with _reading(images, predictor, batch_size, "matching") as batches:
         for batch in batches:
