@@ -108,8 +108,8 @@ def validate(
 ) -> None:
     """Check dataset versions against the limits of `validate`.
 
-    Where one fails, it is named and the exit code is 2, so that no stage after it runs. A page below reports/ shows
-    every check.
+    Every check is on a page, OUT/index.html. Where one fails, it is named, the exit code is 2, so that no stage after
+    it runs, and the page is reports/validation.html.
     """
     from blip.integrations.quality import validate
     from blip.integrations.settings import catalog
