@@ -13,39 +13,39 @@ OVERLAY ?= local
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: install  ## Run the whole bootstrapping loop on the demo world; ends with a table and a report
+demo: install  ## Run the whole loop on the demo world; ends with a table and reports/report.html
 	@$(BIN)/blip run
 
-test: install-dev  ## Run the default tests (no network, a few minutes)
+test: install-dev  ## Run the default tests (a few minutes, no network)
 	@$(BIN)/pytest -q -n 2 --dist loadscope
 
-ui: install  ## Start the MLflow UI and the Prefect UI on free loopback ports
+ui: install  ## Open the MLflow and Prefect pages on free loopback ports
 	@$(BIN)/blip ui
 
-study: install  ## The ablation of CapFilt over three seeds (up to 2 hours on 2 cores, resumable); writes docs/study.md
+study: install  ## Repeat the study of docs/study.md (up to 2 hours on 2 cores; continues where it was stopped)
 	@$(BIN)/blip study
 
-bench: install-dev  ## Time the hot paths against the plain way and transformers (hours on CPUs; better calm); see docs/benchmarks.md
+bench: install-dev  ## Time the hot paths against other ways (hours on a CPU, which should be idle); docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --out benchmarks/results.json --record benchmarks/RESULTS.md
 
-bench-smoke: install-dev  ## The same at tiny size, in a minute: all results must be equal
+bench-smoke: install-dev  ## Check at tiny size that all ways give equal results (a minute)
 	@$(BIN)/python -m benchmarks --size tiny --scale 0.02 --repeats 1
 
-image:  ## Build the image for clusters, with podman or docker (ENGINE); TORCH=cu130 for GPUs
+image:  ## Build the image for clusters with podman or docker (ENGINE); TORCH=cu130 for GPUs
 	$(ENGINE) build -f k8s/Dockerfile -t docker.io/library/blip:$(if $(filter cpu,$(TORCH)),cpu,cuda) --build-arg TORCH=$(TORCH) .
 
-deploy-local:  ## Put the platform on the cluster of KUBECONFIG (OVERLAY=gpu for the other one) and wait until it is ready
+deploy-local:  ## Install the platform on the cluster of KUBECONFIG and wait for it; OVERLAY=gpu for one with GPUs
 	@: $${KUBECONFIG:?names the cluster}
 	k8s/secrets.sh k8s/overlays/$(OVERLAY)
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n blip rollout status --timeout 15m deployment/mlflow deployment/prefect deployment/worker
 	@echo 'Prefect  kubectl -n blip port-forward service/prefect 4200   http://localhost:4200'
 	@echo 'MLflow   kubectl -n blip port-forward service/mlflow 5000    http://localhost:5000/#/experiments?workflowType=machine_learning'
-	@echo 'Prefect asks for the word behind PREFECT_API_AUTH_STRING= in k8s/overlays/$(OVERLAY)/secrets/prefect.env'
+	@echo 'Prefect asks for the value of PREFECT_API_AUTH_STRING in k8s/overlays/$(OVERLAY)/secrets/prefect.env'
 
-install: $(VENV)/.runtime data/world.json  ## Create .venv with the locked set; draw the demo world's raw data
+install: $(VENV)/.runtime data/world.json  ## Create .venv with the locked packages, and draw the demo's raw data
 
-install-dev: $(VENV)/.dev  ## The same with development tools
+install-dev: $(VENV)/.dev  ## Create .venv with the locked packages and the development tools
 
 $(VENV)/.runtime: requirements.lock pyproject.toml
 	@PYTHON=$(PYTHON) ./install.sh requirements.lock
@@ -58,21 +58,21 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml
 data/world.json: | $(VENV)/.runtime
 	@$(BIN)/blip world data
 
-check: install-dev  ## What CI runs: format, lint, types, import contracts, all tests that this machine can run
+check: install-dev  ## Run what CI runs: format, lint, types, import contracts, all tests that this machine can run
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n 2 --dist loadscope -m 'not gpu and not kube'
 
-check-kube: install-dev  ## The tests that need a real Kubernetes cluster (BLIP_KUBECONFIG, or the reference material and root)
+check-kube: install-dev  ## Run the tests on a real Kubernetes cluster (BLIP_KUBECONFIG, or the reference material and root)
 	$(BIN)/pytest -q -n 0 -m kube --durations 10
 
-format: install-dev  ## Format and mend what the linter can
+format: install-dev  ## Format the code, and fix what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lock: install-dev  ## Resolve the pinned sets anew from pyproject.toml
+lock: install-dev  ## Resolve the pinned packages again from pyproject.toml
 	for extra in "" dev; do \
 	  lock=requirements$${extra:+-$$extra}.lock; \
 	  env -u UV_FIND_LINKS $(BIN)/uv pip compile pyproject.toml $${extra:+--extra $$extra} --universal --python-version 3.11 \
@@ -80,6 +80,6 @@ lock: install-dev  ## Resolve the pinned sets anew from pyproject.toml
 	  sed -i -E '/^(nvidia-|cuda-|triton)/d' $$lock; \
 	done  # torch pins its own CUDA packages, and only its CUDA build wants them
 
-clean:  ## Remove everything that the demo made (the environment stays)
+clean:  ## Remove what the demo made; the environment stays
 	rm -rf data datasets models results runs tokenizer captions mlruns mlartifacts .blip
 	rm -f mlflow.db* catalog.db*

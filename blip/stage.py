@@ -155,7 +155,7 @@ def input_digest(path: Path | str) -> str:
             return str(json.loads(read_url(join(path, RECORD)))["output"])
         return str(json.loads(read_url(join(path, "manifest.json")))["digest"])
     if not path.exists():
-        raise DataError(f"{path}: does not exist: run the stage that makes it first")
+        raise DataError(f"{path}: does not exist: run the stage that makes it, or mend the path")
     if (path / RECORD).is_file():
         return str(read_json(path / RECORD)["output"])
     return digest_path(path)

@@ -8,9 +8,7 @@ import typer
 if TYPE_CHECKING:
     from blip.benchmarks.catalogue import BenchmarkFile
 
-app = typer.Typer(
-    no_args_is_help=True, help="The files of the paper's benchmarks, and fetching them."
-)
+app = typer.Typer(no_args_is_help=True, help="List and fetch the files of the paper's benchmarks.")
 
 PAPER = Path("paper")
 INTRO = (
@@ -18,9 +16,12 @@ INTRO = (
     "Nothing stands under *ours* that a finished evaluation did not give."
 )
 
-Folder = Annotated[Path, typer.Option("--out", help="The folder of all benchmarks' files.")]
+Folder = Annotated[Path, typer.Option("--out", help="Folder of all benchmarks' files.")]
 Table = Annotated[
-    Path | None, typer.Option("--catalogue", help="Another list of files than blip's own.")
+    Path | None,
+    typer.Option(
+        "--catalogue", help="Another list of files (YAML) than blip/benchmarks/files.yaml."
+    ),
 ]
 
 
@@ -30,9 +31,9 @@ def list_(
     out: Folder = PAPER,
     catalogue: Table = None,
 ) -> None:
-    """Tell which files are here, and how to get the others.
+    """List the files: here or missing, and how to get them.
 
-    A line a file: state, place, size, licence, and the way to it.
+    A line for each file: state, place, size, licence, and how to get it.
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.listing import format_list
@@ -47,7 +48,7 @@ def fetch(
     name: Annotated[str, typer.Argument(help="A benchmark of `blip benchmark list`.")],
     out: Folder = PAPER,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="One file of it. May be repeated.")
+        list[str] | None, typer.Option("--only", help="Only this file of it. May be repeated.")
     ] = None,
     unpacked: Annotated[
         bool, typer.Option("--unpack", help="Also unpack the archives, beside themselves.")
@@ -56,9 +57,9 @@ def fetch(
 ) -> None:
     """Download a benchmark's files: resumed, checked, pinned by DVC.
 
-    Files are checked against the catalogue's checksums, or against `fetched.json`, which holds what was first
-    fetched. What fails does not keep the others away; it, and what needs a person (a registration, a form), is said
-    at the end, with exit code 2.
+    Files are checked against the checksums that their source gives or, where it gives none, against fetched.json,
+    which records the first download. A file that fails does not keep the others away; it is named at the end, as are
+    files that need a person (a registration, a form), with exit code 2.
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.listing import chosen
@@ -103,7 +104,7 @@ def reproduce(
     ] = Path("reports/reproduce.html"),
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Run this row (or evaluation) alone. May be repeated."),
+        typer.Option("--only", help="Only this row (or evaluation). May be repeated."),
     ] = None,
     data: Annotated[
         Path, typer.Option("--data", help="The folder of the benchmarks' files.")
@@ -112,14 +113,18 @@ def reproduce(
         Path | None, typer.Option("--checkpoints", help="The models; default: DATA/checkpoints.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option("--table", help="Other published numbers than blip's own.")
+        Path | None,
+        typer.Option(
+            "--table", help="Other published numbers (YAML) than blip/benchmarks/published.yaml."
+        ),
     ] = None,
     catalogue: Table = None,
 ) -> None:
-    """The paper's tables beside our numbers, or what is missing.
+    """Print the paper's tables beside our numbers.
 
-    Whatever has its files is run. Each row is a `blip evaluate` command, as it stands on the page; its result is
-    kept in DATA/results, and not computed again. A row that fails is reported, and the others go on (exit code 2).
+    Each row is a `blip evaluate` command, as it stands on the page. Rows whose files are here are run; for the others
+    the page names what is missing. Results are kept in DATA/results and not computed again. A row that fails is
+    reported, the others go on, and the exit code is 2.
     """
     from blip.benchmarks.catalogue import CATALOGUE, load_catalogue
     from blip.benchmarks.published import PUBLISHED, Places, load_published

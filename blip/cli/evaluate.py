@@ -179,10 +179,13 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def setup() -> None:
-    """Measure a model, or score what one gave, with intervals.
+    """Measure a model, or score its predictions, with intervals.
 
-    Files of the benchmarks: `blip benchmark list`. The paper's settings: --params blip/presets/base_129m.yaml. Its
-    tables: `blip reproduce`.
+    Benchmarks take --checkpoint, or --predictions of any model. They write metrics.json, per_example.parquet and, where
+    a server scores, the submission file.
+
+    `blip benchmark list` has the benchmarks' files, --params blip/presets/base_129m.yaml the paper's settings, and
+    `blip reproduce` its tables.
     """
 
 

@@ -17,12 +17,14 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(
         "--checkpoint",
-        help="A folder of ours or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
+        help="A folder of this program or of transformers, a .pth of salesforce/BLIP, or models:/NAME@ALIAS.",
     ),
 ]
 Predictions = Annotated[
     Path | None,
-    typer.Option("--predictions", help="Instead of a checkpoint: what a model gave, to be scored."),
+    typer.Option(
+        "--predictions", help="Instead of a checkpoint: what any model gave, to be scored."
+    ),
 ]
 Photos = Annotated[Path | None, typer.Option("--photos", help="The folder of the photos.")]
 Videos = Annotated[Path | None, typer.Option("--videos", help="The folder of the videos.")]

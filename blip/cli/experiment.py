@@ -9,7 +9,7 @@ import typer
 from blip.cli.options import PARAMS, Params, Sets, read_config
 
 catalog = typer.Typer(
-    help="The catalogue: a queryable index of the files, which can be made anew at any time.",
+    help="The index of all results, which `blip lineage` reads.",
     no_args_is_help=True,
 )
 
@@ -17,27 +17,34 @@ catalog = typer.Typer(
 def run(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(help="Stages or groups to run with all they need; default: all."),
+        typer.Argument(
+            help="Stages (select) or groups of them (finetune), with all they need; default: all."
+        ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Start from this preset instead of params.yaml.")
+        str | None, typer.Option(help="Start from blip/presets/PRESET.yaml, not from params.yaml.")
     ] = None,
     sets: Sets = None,
     name: Annotated[str | None, typer.Option(help="A name of your own for the experiment.")] = None,
     slots: Annotated[
-        int | None, typer.Option(help="Stages to run at once; default: what the cores hold.")
+        int | None, typer.Option(help="Stages to run at once; default: cores divided by `threads`.")
     ] = None,
     launcher: Annotated[
-        Literal["local", "kubernetes"], typer.Option(help="Where stages run.")
+        Literal["local", "kubernetes"],
+        typer.Option(help="Where stages run: as processes here, or as Jobs."),
     ] = "local",
     share: Annotated[
-        bool, typer.Option(help="Fetch results from the DVC remote first, push them at the end.")
+        bool,
+        typer.Option(
+            help="Fetch known results from the DVC remote first, push new ones at the end."
+        ),
     ] = False,
 ) -> None:
-    """Run an experiment: every stage that is out of date, side by side where they allow it.
+    """Run an experiment: every stage that is out of date.
 
-    With a preset, overrides or a name it runs in a git worktree of its own under .blip/experiments, and shares the
-    cache, MLflow and the catalogue with the others. With a Prefect API configured it runs as a Prefect flow.
+    Stages that do not need each other run side by side. With --preset, --set or --name the experiment runs in a git
+    worktree of its own below .blip/experiments, and shares the cache, MLflow and the catalogue with the others. Where
+    PREFECT_API_URL is set, it runs as a Prefect flow.
     """
     import os
 
@@ -94,17 +101,20 @@ def _run_flow(parameters: dict[str, object]) -> None:
 
 
 def study(
-    spec: Annotated[Path, typer.Argument(help="Preset, seeds and variations.")] = Path(
+    spec: Annotated[Path, typer.Argument(help="YAML: preset, seeds, variations.")] = Path(
         "docs/study.yaml"
     ),
     slots: Annotated[
-        int | None, typer.Option(help="Experiments to run at once; default: one a core.")
+        int | None, typer.Option(help="Experiments to run at once; default: one for each core.")
     ] = None,
     page_only: Annotated[
-        bool, typer.Option("--page-only", help="Only sum up what is finished.")
+        bool, typer.Option("--page-only", help="Run nothing; sum up what is finished.")
     ] = False,
 ) -> None:
-    """Run variations of an experiment over several seeds and sum them up on a page beside the spec; resumable."""
+    """Run variations over several seeds, and sum them up on a page.
+
+    The page lies beside the spec (docs/study.md). The same command goes on where it was stopped.
+    """
     from blip.integrations.runner import default_slots
     from blip.integrations.study import load_study, run_study, write_page
 
@@ -125,7 +135,10 @@ def report(
     params: Params = PARAMS,
     sets: Sets = None,
 ) -> None:
-    """Write the report of the finished experiment: one page that opens from disk."""
+    """Write the report of the experiment: one HTML page.
+
+    It is self-contained, opens from disk, and shows what the arms gained, the texts kept and dropped, and the filter.
+    """
     from blip.config import dump_config
     from blip.files import digest_file
     from blip.integrations.tracking import tracked
@@ -151,14 +164,19 @@ def report(
 def lineage(
     query: Annotated[
         str | None,
-        typer.Argument(help="An image (file, key, source name) or a text (id, exact words)."),
+        typer.Argument(
+            help="An image (its file, key or name in the source) or a text (its id or exact words)."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Instead: what this checkpoint wrote and judged.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print where a caption comes from: image, texts, who wrote and judged them, and what learned from it."""
+    """Print where a caption comes from, and what learned from it.
+
+    A tree: the image, its texts, who wrote and who judged each, the versions that kept it, the models trained on them.
+    """
     from blip.errors import ConfigError
     from blip.integrations.catalog import reading
     from blip.integrations.lineage import format_tree, texts_by_model, to_json
@@ -177,14 +195,20 @@ def manifest(
         Path, typer.Argument(help="A run's folder below runs/, a checkpoint, or a stage's output.")
     ],
 ) -> None:
-    """Print what a run came from: commit and changes, packages, data, config, seed, machine, MLflow, DVC."""
+    """Print what a run came from, as JSON.
+
+    Commit and uncommitted changes, packages, data, configuration, seed, machine, and where MLflow and DVC have it.
+    """
     from blip.integrations.manifest import load_manifest
 
     typer.echo(json.dumps(load_manifest(path), indent=2, sort_keys=True))
 
 
 def track() -> None:
-    """Carry what the journals under runs/ still hold to MLflow, e.g. after its server was away."""
+    """Carry to MLflow what is still in the journals below runs/.
+
+    Needed only after its server was away: running stages do this by themselves.
+    """
     from blip.errors import IntegrationError
     from blip.integrations.tracking.settings import load_settings
     from blip.integrations.tracking.shipping import ship
@@ -196,7 +220,11 @@ def track() -> None:
 
 
 def ui() -> None:
-    """Start the MLflow UI and the Prefect UI on free loopback ports; Ctrl-C ends both."""
+    """Start the MLflow and Prefect pages on free loopback ports.
+
+    Prints their addresses; Ctrl-C ends both. A server that is configured already (an http tracking_uri,
+    PREFECT_API_URL) is only pointed to.
+    """
     from blip.integrations.tracking.settings import load_settings
     from blip.integrations.ui import serve
 
@@ -205,7 +233,7 @@ def ui() -> None:
 
 @catalog.command()
 def rebuild() -> None:
-    """Empty the catalogue and fill it from the files of this workspace."""
+    """Empty the catalogue and fill it from this project's files."""
     from blip.integrations import settings
     from blip.integrations.catalog import rebuild
 
@@ -213,8 +241,8 @@ def rebuild() -> None:
 
 
 @catalog.command()
-def add(paths: Annotated[list[Path], typer.Argument(help="Stage outputs.")]) -> None:
-    """Index stage outputs, e.g. those that `dvc pull` brought."""
+def add(paths: Annotated[list[Path], typer.Argument(help="Folders of stage outputs.")]) -> None:
+    """Index stage outputs, as those that `dvc pull` brought."""
     from blip.integrations import settings
     from blip.integrations.catalog import add
 
@@ -225,7 +253,7 @@ def add(paths: Annotated[list[Path], typer.Argument(help="Stage outputs.")]) -> 
 
 @catalog.command()
 def stats() -> None:
-    """Count what the catalogue holds."""
+    """Count the rows of each table."""
     from blip.integrations import settings
     from blip.integrations.catalog import count_rows
 

@@ -18,25 +18,26 @@ if TYPE_CHECKING:
     from blip.evaluate.network import Need
     from blip.inference import Predictor
 
-NAMES = "Image files, folders (all images below them), or -: one image, or names, one a line."
+NAMES = "Image files, folders (with all images below), or - for standard input: one image, or file names, one a line."
 Images = Annotated[list[str], typer.Argument(help=NAMES, metavar="IMAGE")]
 CHECKPOINT = (
-    "A folder of ours or of transformers, a .pth of salesforce/BLIP, "
+    "A folder of this program or of transformers, a .pth of salesforce/BLIP, "
     "or models:/NAME@ALIAS or models:/NAME/VERSION of the registry."
 )
 Checkpoint = Annotated[str, typer.Option("--checkpoint", help=CHECKPOINT)]
 Vocabulary = Annotated[
     str | None,
     typer.Option(
-        help="A vocab.txt, or a model on the hub. Default: the checkpoint's, else BERT's."
+        help="A vocab.txt, or a model on the Hugging Face hub. Default: the checkpoint's, else BERT's."
     ),
 ]
 ImageSize = Annotated[
-    int | None, typer.Option(min=1, help="Side of the images. Default: that of its training.")
+    int | None,
+    typer.Option(min=1, help="Side of the images in pixels. Default: as in its training."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in one pass.")]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON object a line, not columns between tabs.")
+    bool, typer.Option("--json", help="Print one JSON object a line, not columns between tabs.")
 ]
 
 _STAGE = {"model", "data", "out", "params", "sets", "metrics", "force", "part"}
@@ -47,13 +48,18 @@ def caption(
     images: Annotated[list[str] | None, typer.Argument(help=NAMES, metavar="IMAGE")] = None,
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", help=CHECKPOINT)] = None,
     prompt: Annotated[str, typer.Option(help="What captions begin with.")] = "a picture of ",
-    method: Annotated[Literal["beam", "greedy", "nucleus"], typer.Option()] = "beam",
-    num_beams: Annotated[int, typer.Option(min=1, help="For beam search.")] = 3,
-    min_length: Annotated[int, typer.Option(min=0, help="In tokens, the prompt's included.")] = 5,
-    max_length: Annotated[int, typer.Option(min=1, help="In tokens, the prompt's included.")] = 20,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="For nucleus sampling.")] = 0.9,
-    repetition_penalty: Annotated[float, typer.Option(min=1.0, help="1: none.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="For nucleus sampling.")] = 0,
+    method: Annotated[
+        Literal["beam", "greedy", "nucleus"], typer.Option(help="How captions are written.")
+    ] = "beam",
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search: its width.")] = 3,
+    min_length: Annotated[int, typer.Option(min=0, help="In tokens, the prompt included.")] = 5,
+    max_length: Annotated[int, typer.Option(min=1, help="In tokens, the prompt included.")] = 20,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Nucleus: probability of the tokens to draw from."),
+    ] = 0.9,
+    repetition_penalty: Annotated[float, typer.Option(min=1.0, help="1 is none.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Nucleus: seed of the draws.")] = 0,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 16,
@@ -63,7 +69,8 @@ def caption(
         Path | None, typer.Option("--data", help="Stage: the dataset version to read.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Stage: directory to write, whole or not at all.")
+        Path | None,
+        typer.Option("--out", help="Stage: folder to write; it appears whole or not at all."),
     ] = None,
     params: Params = PARAMS,
     sets: Sets = None,
@@ -71,10 +78,12 @@ def caption(
     force: Force = False,
     part: Share = None,
 ) -> None:
-    """Caption images: `blip caption IMAGE... --checkpoint X` prints `path<TAB>caption`.
+    """Write captions: for any images, or for a dataset version.
 
-    With `--model --data --out` it is a stage, the first half of CapFilt: one synthetic caption for every image of a
-    dataset version, written as `params.yaml` says.
+    With images and --checkpoint, it prints a line for each image: path, a tab, caption.
+
+    With --model, --data and --out, it is a stage, the first half of CapFilt: one synthetic caption for every image of
+    a dataset version, written as `capfilt.decoding` in params.yaml says.
     """
     from blip.errors import ConfigError
 
@@ -110,22 +119,31 @@ def caption(
 
 def vqa(
     images: Images,
-    question: Annotated[list[str], typer.Option("--question", help="May be repeated.")],
+    question: Annotated[list[str], typer.Option("--question", help="In words. May be repeated.")],
     checkpoint: Checkpoint,
     answers: Annotated[
         Path | None,
-        typer.Option(help="Choose among these: one a line, or a JSON list. Default: write freely."),
+        typer.Option(
+            help="Choose from this file: one answer a line, or a JSON list. Default: write freely."
+        ),
     ] = None,
     k: Annotated[
         int | None,
-        typer.Option("--k", min=1, help="Answers to score in full. Default: 128, or all if fewer."),
+        typer.Option(
+            "--k",
+            min=1,
+            help="With --answers: how many to score in full. Default: 128, or all if fewer.",
+        ),
     ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Answer questions about images: prints `path<TAB>question<TAB>answer`."""
+    """Answer questions about images.
+
+    Prints a line for each image and question: path, question, answer, between tabs.
+    """
     from blip.errors import ConfigError
 
     if k is not None and answers is None:
@@ -149,34 +167,38 @@ def vqa(
 
 def match(
     images: Images,
-    text: Annotated[list[str], typer.Option("--text", help="May be repeated.")],
+    text: Annotated[list[str], typer.Option("--text", help="In words. May be repeated.")],
     checkpoint: Checkpoint,
     heatmaps: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for a PNG a pair: where the model looks (Grad-CAM), mean and words."
+            help="Folder for a PNG of each pair: where the model looks (Grad-CAM), on average and word by word."
         ),
     ] = None,
     layer: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="Of the text encoder, from 0, for --heatmaps; words have no map in the last.",
+            help="For --heatmaps: layer of the text encoder, from 0. Default: 7, or the last but one of a small model; "
+            "in the last one words have no map.",
         ),
-    ] = 7,
+    ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Match every image with every text: prints `path<TAB>text<TAB>match probability<TAB>cosine`.
+    """Tell how well every image matches every text.
 
-    With `--heatmaps`, the picture's path is a fifth column.
+    Prints a line for each pair: path, text, match probability (0 to 1), cosine (-1 to 1), between tabs; with
+    --heatmaps, the picture's path in a fifth column.
     """
     import torch
 
     predictor = _load(checkpoint, "matching", vocabulary, image_size)
     texts = predictor.captions(text)
+    if layer is None:
+        layer = min(7, max(0, len(predictor.model.text_encoder.layers) - 2))
     pictures = 0
     with _reading(images, predictor, batch_size, "matching") as batches:
         for batch in batches:
@@ -201,17 +223,21 @@ def features(
     images: Images,
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("--out", help="The .safetensors file to write.")],
-    text: Annotated[list[str] | None, typer.Option("--text", help="May be repeated.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="In words. May be repeated.")
+    ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     batch_size: BatchSize = 16,
     as_json: AsJson = False,
 ) -> None:
-    """Write features of I images (and T texts) to a file: prints `path<TAB>row`.
+    """Write the features of images and texts to a file.
 
-    The file has image_cls (I, D), image_embed (I, E); with --text also text_cls (T, W), text_embed (T, E) and
-    multimodal_cls (I, T, W). `cls` is the first token of an encoder, `embed` its unit vector in the space in which
-    images and texts are compared, where the model has one. Its metadata has `images` and `texts`, JSON lists.
+    Prints a line for each image: path, a tab, its row in the file.
+
+    The file has image_cls (I, D) and image_embed (I, E) for I images; with --text also text_cls (T, W), text_embed
+    (T, E) and multimodal_cls (I, T, W). `cls` is the first token of an encoder. `embed` is its unit vector in the space
+    in which images and texts are compared, where the model has one. The metadata has `images` and `texts`, JSON lists.
     """
     import torch
 

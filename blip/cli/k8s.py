@@ -5,20 +5,20 @@ from typing import Annotated
 
 import typer
 
-k8s = typer.Typer(help="Stages as Jobs on a Kubernetes cluster.", no_args_is_help=True)
+k8s = typer.Typer(help="Run stages as Jobs on a Kubernetes cluster.", no_args_is_help=True)
 
 Stage = Annotated[str, typer.Argument(help="A stage of dvc.yaml, e.g. pretrain@unfiltered.")]
 ClusterFile = Annotated[
     Path | None,
     typer.Option(
         "--cluster",
-        help="What the cluster's Jobs look like; default: BLIP_CLUSTER, else k8s/overlays/local/jobs.yaml.",
+        help="What the cluster's Jobs look like. Default: BLIP_CLUSTER, else k8s/overlays/local/jobs.yaml.",
     ),
 ]
-Nodes = Annotated[int | None, typer.Option(min=1, help="Pods of a training.")]
-Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of a pod.")]
+Nodes = Annotated[int | None, typer.Option(min=1, help="Pods that train or evaluate together.")]
+Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of each pod.")]
 Parts = Annotated[
-    int | None, typer.Option(min=1, help="Pods that share out the shards: ingest, caption, score.")
+    int | None, typer.Option(min=1, help="Pods that share out the shards (ingest, caption, score).")
 ]
 
 
@@ -30,7 +30,10 @@ def render(
     parts: Parts = None,
     cluster: ClusterFile = None,
 ) -> None:
-    """Print the manifests of a stage, for `kubectl apply -f -`. Changes nothing, here or there."""
+    """Print the manifests of a stage, for `kubectl apply -f -`.
+
+    Changes nothing, here or on the cluster.
+    """
     from blip.errors import ConfigError, DataError
     from blip.integrations import versioning
     from blip.integrations.cluster import manifests
@@ -63,9 +66,10 @@ def submit(
     ] = True,
     cluster: ClusterFile = None,
 ) -> None:
-    """Run a stage as a Job; join it where it runs already. What it reads must be there.
+    """Run a stage as a Job, or join the Job that runs already.
 
-    With --no-wait its first Job is begun and left: the same command without it takes the result, as a run does.
+    The outputs of the stages before it must be there. With --no-wait, the Job is started and left alone: the same
+    command without it, or `blip run`, takes the result.
     """
     from blip.errors import ConfigError
     from blip.integrations import versioning
@@ -103,7 +107,10 @@ def status(
     stage: Annotated[str | None, typer.Argument(help="A stage; default: all.")] = None,
     cluster: ClusterFile = None,
 ) -> None:
-    """Say how the Jobs of stages are doing: waiting and for what, running, done, failed and why."""
+    """Tell how Jobs are doing.
+
+    A line for each: waiting and for what, running, done, or failed and why.
+    """
     from blip.integrations.cluster import jobs
     from blip.integrations.cluster.api import connect
     from blip.integrations.cluster.settings import load_cluster
@@ -116,10 +123,13 @@ def status(
 @k8s.command()
 def logs(
     stage: Stage,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Follow it until it ends, and exit with its code."),
+    ] = False,
     cluster: ClusterFile = None,
 ) -> None:
-    """Print what the pods of a stage's newest Job say; with -f end as it ends, with its exit code."""
+    """Print the log of a stage's newest Job."""
     import threading
 
     from blip.integrations.cluster import jobs
@@ -144,7 +154,10 @@ def logs(
 
 @k8s.command()
 def cancel(stage: Stage, cluster: ClusterFile = None) -> None:
-    """Delete the Jobs of a stage and wait until their pods have left; checkpoints stay."""
+    """Delete the Jobs of a stage; checkpoints stay.
+
+    Returns when their pods are gone.
+    """
     from blip.integrations.cluster import jobs
     from blip.integrations.cluster.api import connect
     from blip.integrations.cluster.settings import load_cluster

@@ -8,26 +8,37 @@ import typer
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A .pth of salesforce/BLIP, or a folder of transformers or ours.")
+        Path,
+        typer.Argument(
+            help="A .pth of salesforce/BLIP, or a folder of transformers or of this program."
+        ),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write, or the .pth for salesforce.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; for salesforce the .pth file.")],
     to: Annotated[
         Literal["blip", "salesforce", "huggingface"], typer.Option("--to", help="What to write.")
     ],
     vocabulary: Annotated[
         str | None,
         typer.Option(
-            help="A vocab.txt, or a model on the hub. Default: beside the source, else BERT's."
+            help="A vocab.txt, or a model on the Hugging Face hub. Default: beside the source, else BERT's."
         ),
     ] = None,
     vision_heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads, where the source does not tell.")
+        int | None,
+        typer.Option(min=1, help="Attention heads of the ViT, where the source does not tell."),
     ] = None,
     text_heads: Annotated[
-        int | None, typer.Option(min=1, help="Attention heads, where the source does not tell.")
+        int | None,
+        typer.Option(
+            min=1, help="Attention heads of the text stacks, where the source does not tell."
+        ),
     ] = None,
 ) -> None:
-    """Convert a checkpoint between this program, salesforce/BLIP and transformers; it is recognised by its contents."""
+    """Convert a checkpoint: ours, salesforce/BLIP's, transformers'.
+
+    The source is recognised by its contents. Every tensor is accounted for: what has no place in the other format is
+    named.
+    """
     from blip.models.checkpoint import read_checkpoint, write_checkpoint
     from blip.models.salesforce import Heads
 

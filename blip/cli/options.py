@@ -16,38 +16,41 @@ PARAMS = Path("params.yaml")
 Inputs = Mapping[str, Sequence[Path | str]]
 """What a stage reads, by role: files, folders, and URLs of dataset versions."""
 
-Params = Annotated[Path, typer.Option("--params", help="The experiment: a complete YAML file.")]
+Params = Annotated[
+    Path, typer.Option("--params", help="The experiment: a complete YAML file, e.g. a preset.")
+]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override one key: a.b=value. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="Override one key, e.g. capfilt.threshold=0.7. May be repeated."),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", help="Directory to write; it appears whole or not at all.")
+    Path, typer.Option("--out", help="Folder to write; it appears whole or not at all.")
 ]
 Data = Annotated[
     list[Path], typer.Option("--data", help="Dataset version to read. May be repeated.")
 ]
 Versions = Annotated[
-    list[str], typer.Option("--data", help="Dataset version, a folder or URL. May be repeated.")
+    list[str], typer.Option("--data", help="Dataset version: a folder or a URL. May be repeated.")
 ]
 OneDataset = Annotated[Path, typer.Option("--data", help="Dataset version to read.")]
-ModelDir = Annotated[Path, typer.Option("--model", help="Model directory to start from.")]
+ModelDir = Annotated[Path, typer.Option("--model", help="Folder of the model to use.")]
 Validation = Annotated[
     list[Path] | None,
     typer.Option(
         "--validation",
-        help="Held-out data to evaluate on while training (`held_out` says how often). May be repeated.",
+        help="Held-out data, given as for --data; evaluated every `held_out.every` steps. May be repeated.",
     ),
 ]
 Metrics = Annotated[
     Path | None, typer.Option("--metrics", help="Also copy the stage's metrics.json here.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Do it again even if the output is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it again, even if the output is there.")]
 Share = Annotated[
     str | None,
     typer.Option(
         "--part",
         metavar="I/N",
-        help="Finish the shards I, I + N, ... alone (I from 0); the command without it does the rest.",
+        help="Finish only the shards I, I+N, ... (I from 0); the command without it does the rest and writes --out.",
     ),
 ]
 

@@ -26,11 +26,17 @@ from blip.cli.options import (
 
 
 def world(
-    out: Annotated[Path, typer.Argument(help="Folder for the raw files, normally `data`.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the raw files; params.yaml expects `data`.")
+    ],
     params: Params = PARAMS,
     sets: Sets = None,
 ) -> None:
-    """Draw the demo world: raw images, captions and the truth about them, checked against the pinned digest."""
+    """Draw the demo world: images, captions, and the truth about them.
+
+    `world` in params.yaml says how large it is and how wrong its web texts are. Equal settings draw equal files; they
+    are checked against the digest in data.dvc.
+    """
     from blip.data.world import draw_world
     from blip.errors import ConfigError
     from blip.files import atomic_directory, digest_json, lock, read_json, write_json
@@ -50,7 +56,10 @@ def world(
 
 
 def ingest(
-    name: Annotated[str, typer.Argument(help="Which of `ingest.sources` to take in.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A key of `ingest.sources` in params.yaml: the collection to take in."),
+    ],
     out: Out,
     params: Params = PARAMS,
     sets: Sets = None,
@@ -58,7 +67,12 @@ def ingest(
     force: Force = False,
     part: Share = None,
 ) -> None:
-    """Take a collection in: image shards, caption tables, a manifest; what is bad goes to quarantine."""
+    """Take a collection in as a dataset version.
+
+    A version is a folder of image shards, caption tables and a manifest that names every file by its digest. Records
+    that break a rule of `ingest` go to quarantine.jsonl in it, with the reason. If more than `ingest.max_quarantined`
+    of them do, nothing is written.
+    """
     from blip.data.ingest import ingest
     from blip.errors import ConfigError
 
@@ -92,7 +106,11 @@ def validate(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Check dataset versions against the gate; a failing expectation is named with its page, and exits 2."""
+    """Check dataset versions against the limits of `validate`.
+
+    Every check is on a page, OUT/index.html. Where one fails, it is named, the exit code is 2, so that no stage after
+    it runs, and the page is reports/validation.html.
+    """
     from blip.integrations.quality import validate
     from blip.integrations.settings import catalog
 
@@ -112,7 +130,10 @@ def tokenizer(
     sets: Sets = None,
     force: Force = False,
 ) -> None:
-    """Train the WordPiece vocabulary on the captions, or take the named one."""
+    """Train the WordPiece vocabulary, or take the one that is named.
+
+    `tokenizer.vocabulary` is `train` (on the captions of --data), a vocab.txt, or a model on the Hugging Face hub.
+    """
     from blip.remote import parse_place
     from blip.train.run import build_tokenizer
 
@@ -126,7 +147,10 @@ def tokenizer(
 
 def pretrain(
     data: Versions,
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="Directory with vocab.txt.")],
+    tokenizer: Annotated[
+        Path,
+        typer.Option("--tokenizer", help="Folder with vocab.txt, as `blip tokenizer` writes it."),
+    ],
     out: Out,
     validation: Validation = None,
     params: Params = PARAMS,
@@ -134,9 +158,10 @@ def pretrain(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Pre-train BLIP with ITC, ITM and LM; a killed run goes on from its last checkpoint.
+    """Pre-train BLIP with its three losses: ITC, ITM and LM.
 
-    On several GPUs: torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m blip pretrain ...
+    The same command continues a stopped or killed run from its last checkpoint. On several GPUs:
+    torchrun --standalone --nproc-per-node 8 --max-restarts 3 -m blip pretrain ...
     """
     from blip.models.pretrained import find_weights
     from blip.remote import parse_place
@@ -161,14 +186,16 @@ def pretrain(
 def finetune(
     task: Annotated[
         Literal["captioning", "retrieval", "vqa", "nlvr"],
-        typer.Argument(help="captioning: LM; retrieval: ITC + ITM; vqa; nlvr: NLVR2."),
+        typer.Argument(
+            help="captioning (LM) makes the captioner, retrieval (ITC, ITM) the filter; vqa; nlvr (NLVR2)."
+        ),
     ],
     model: ModelDir,
     data: Annotated[
         list[str],
         typer.Option(
             "--data",
-            help="Dataset version, a folder or URL; for vqa and nlvr an annotation file. May be repeated.",
+            help="Dataset version: a folder or a URL. For vqa and nlvr: an annotation file. May be repeated.",
         ),
     ],
     out: Out,
@@ -176,7 +203,7 @@ def finetune(
         list[str] | None,
         typer.Option(
             "--photos",
-            help="Folder of an annotation file's photos: FOLDER, or vqa=FOLDER and vg=FOLDER.",
+            help="vqa, nlvr: folder of the photos. VQA with Visual Genome: vqa=FOLDER, and again vg=FOLDER.",
         ),
     ] = None,
     validation: Validation = None,
@@ -185,9 +212,10 @@ def finetune(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Fine-tune a pre-trained model for a task; captioning makes the captioner, retrieval the filter.
+    """Fine-tune a pre-trained model for a task.
 
-    On several GPUs as `blip pretrain`.
+    `finetune.TASK` in params.yaml has its settings; the presets base_* and large_* have the paper's. The same command
+    continues a killed run. On several GPUs, use torchrun as for `blip pretrain`.
     """
     from blip.errors import ConfigError
     from blip.remote import parse_place
@@ -230,7 +258,10 @@ def caption_stage(
     force: bool,
     part: str | None,
 ) -> None:
-    """CapFilt, first half: the captioner writes one synthetic caption for every image; a use of `blip caption`."""
+    """CapFilt, first half: the captioner writes one synthetic caption for every image.
+
+    A use of `blip caption`.
+    """
     from blip.capfilt import caption
 
     config = read_config(params, sets)
@@ -258,7 +289,10 @@ def score(
     force: Force = False,
     part: Share = None,
 ) -> None:
-    """CapFilt, second half: the filter judges every text, web and synthetic."""
+    """Let the filter judge every text, web and synthetic.
+
+    The second half of CapFilt: each text gets its match probability and its cosine.
+    """
     from blip.capfilt import score
 
     config = read_config(params, sets)
@@ -284,7 +318,12 @@ def select(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Keep the texts whose match probability is above the threshold; all stay in the tables, with the reason."""
+    """Keep the texts that the filter scored above the threshold.
+
+    `capfilt.threshold` is compared with the match probability, 0 to 1; `capfilt.keep` chooses both kinds of text,
+    `filter` (only web texts) or `captioner` (synthetic ones beside all web texts). Dropped texts stay in the tables,
+    with the reason.
+    """
     from blip.capfilt import select
 
     config = read_config(params, sets)
@@ -304,7 +343,10 @@ def compare(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Compare two arms by a paired bootstrap over the test images."""
+    """Compare two arms by a paired bootstrap over the test images.
+
+    An arm is one way of training: unfiltered, human or bootstrapped. Prints the differences with their intervals.
+    """
     from blip.evaluate.compare import compare, format_comparison
     from blip.files import read_json
 
@@ -319,7 +361,7 @@ def compare(
 
 def promote(
     task: Annotated[
-        Literal["captioning", "retrieval"], typer.Argument(help="Which registered model.")
+        Literal["captioning", "retrieval"], typer.Argument(help="Which model of mlflow.yaml.")
     ],
     model: ModelDir,
     results: Annotated[
@@ -331,7 +373,11 @@ def promote(
     metrics: Metrics = None,
     force: Force = False,
 ) -> None:
-    """Register a model as candidate; the gates of mlflow.yaml decide whether it becomes champion."""
+    """Register a model; the gate in mlflow.yaml makes it champion.
+
+    Every model becomes the `candidate` of its name. It becomes the `champion` too if it passes the gate: a floor for
+    the metric, and a paired comparison with the present champion.
+    """
     from blip.files import read_json
     from blip.integrations.registry import promote
     from blip.integrations.tracking.settings import SETTINGS, load_settings

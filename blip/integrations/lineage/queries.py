@@ -112,7 +112,8 @@ def _find(session: Session, query: str) -> tuple[list[str], frozenset[str] | Non
     if rows := session.execute(same.order_by(Caption.key)).all():
         return list(dict.fromkeys(row.key for row in rows)), frozenset(r.caption_id for r in rows)
     close = _close(session, query, Record.source, Caption.text)
-    raise DataError(f"{query!r}: no image or text of that name in the catalogue{close}")
+    remedy = close or "; blip catalog rebuild indexes the results that are here"
+    raise DataError(f"{query!r}: no image or text of that name in the catalogue{remedy}")
 
 
 def _find_model(session: Session, query: str) -> str:

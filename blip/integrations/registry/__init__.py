@@ -159,7 +159,10 @@ def _named_version(
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ConfigError(f"{uri}: is not in the registry at {settings.shown_uri}") from None
+        raise ConfigError(
+            f"{uri}: is not in the registry at {settings.shown_uri}: "
+            "check its name and alias; blip promote registers models"
+        ) from None
 
 
 def _download(version: Any, digest: str, uri: str, out: Path) -> None:

@@ -126,7 +126,7 @@ def test_answers_can_be_printed_and_sent(session: Session) -> None:
     [
         ("a red rign", "did you mean 'a red ring'"),
         ("a.pgn", "did you mean 'a.png'"),
-        ("abcdef0123", "no image or text of that name in the catalogue$"),
+        ("abcdef0123", "in the catalogue; blip catalog rebuild indexes the results that are here$"),
         ("x" * 5000, "no image or text of that name"),
         ("100%", "no image or text of that name"),
     ],
