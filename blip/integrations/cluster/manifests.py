@@ -100,10 +100,7 @@ def render(
         first = job(f"{name}-parts", f"{node.command} --part ${INDEX}/{place.parts}")
         rest = job(name, node.command)
         return [_over_parts(first, place, cluster), _after(rest, f"{name}-parts")]
-    command = _torchrun(name, node, cluster, place) if place.gpus > 1 else node.command
-    if isinstance(cluster.storage, BucketStorage):
-        command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
-    return [job(name, command)]
+    return [job(name, _torchrun(name, node, cluster, place) if place.gpus > 1 else node.command)]
 
 
 def resumed(job: Manifest, cluster: Cluster) -> Manifest:
@@ -160,10 +157,10 @@ def _check(node: Node, place: Place, cluster: Cluster, workspace: PurePath) -> N
                 f"{workspace} is not on the shared volume, which is mounted at {storage.mount}: "
                 "work there, or give the cluster storage of kind s3"
             )
-    elif place.nodes > 1 or place.parts > 1:
+    elif place.nodes > 1:
         raise ConfigError(
-            f"{node.name}: several pods share the folder runs/ of the workspace, "
-            "which storage of kind s3 cannot: use a shared volume, or one node and one part"
+            f"{node.name}: several nodes share the folder runs/ of the workspace, "
+            "which storage of kind s3 cannot: use a shared volume, or one node"
         )
 
 
@@ -193,6 +190,8 @@ def _job(
     command: str,
 ) -> Manifest:
     """Give the Job of one pod that runs a command of a stage."""
+    if isinstance(cluster.storage, BucketStorage):
+        command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
     labels = {
         "app.kubernetes.io/name": "blip",
         "app.kubernetes.io/component": "stage",
