@@ -3,9 +3,12 @@
 # The backup becomes a new database first, so one that cannot be read changes nothing. Then the server stops while the
 # two change places. What was there stays, by the name that is said at the end.
 set -euo pipefail
-name=$1 new=$1_restored old=$1_$(date -u +%Y%m%d_%H%M%S)
+name=${1:?mlflow or prefect} new=$1_restored old=$1_$(date -u +%Y%m%d_%H%M%S)
 kubectl() { command kubectl --namespace blip "$@"; }
-sql() { kubectl exec -i postgres-0 -- psql --quiet --username postgres --set ON_ERROR_STOP=1 --set name="$name" --set new="$new" --set old="$old"; }
+sql() {
+  kubectl exec -i postgres-0 -- psql --quiet --username postgres --set ON_ERROR_STOP=1 \
+    --set name="$name" --set new="$new" --set old="$old"
+}
 
 replicas=$(kubectl get deployment "$name" --output 'jsonpath={.spec.replicas}')
 sql <<'SQL'
