@@ -134,6 +134,7 @@ def logs(
 
     from blip.integrations.cluster import jobs
     from blip.integrations.cluster.api import connect
+    from blip.integrations.cluster.logs import said
     from blip.integrations.cluster.settings import load_cluster
 
     settings = load_cluster(cluster)
@@ -142,7 +143,7 @@ def logs(
     if not found:
         raise _no_job(stage, settings.namespace)
     if not follow:
-        for line in jobs.said(api, found[-1]):
+        for line in said(api, found[-1]):
             typer.echo(line)
         return
     name = found[-1]["metadata"]["name"]

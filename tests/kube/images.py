@@ -102,6 +102,10 @@ class Node:
         finally:
             archive.unlink()
 
+    def tag(self, tag: str, another: str) -> None:
+        """Give an image of the node another name, from whatever has it now."""
+        self.ctr("images", "tag", "--force", tag, another)
+
     def take(self, tag: str, folder: Path) -> None:
         """Bring an image from the node to here."""
         archive = folder / "base.tar"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ pytestmark = [
     pytest.mark.kube,
     pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning"),  # pygtrie within DVC
 ]
+
+
+DVC = [sys.executable, "-m", "dvc"]
 
 
 def run(
@@ -46,7 +50,13 @@ def run(
 
 def blip(verb: str) -> None:
     command = [sys.executable, "-m", "blip", *verb.split()]
-    subprocess.run(command, check=True, capture_output=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def add_remote() -> None:
+    """Make the bucket the DVC remote of the project in the current directory."""
+    subprocess.run([*DVC, "remote", "add", "-d", "store", "s3://bucket/dvc"], check=True)
 
 
 def test_the_loop_runs_as_pods_and_parts_give_the_bytes_of_one(
@@ -173,8 +183,7 @@ def test_without_a_shared_volume_a_killed_pod_goes_on_and_the_result_comes_back(
     monkeypatch.chdir(root)
     monkeypatch.setenv("BLIP_TRACKING", "off")
     set_steps(root)
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "remote", "add", "-d", "store", "s3://bucket/dvc"], check=True)
+    add_remote()
     change(Path(os.environ["BLIP_CLUSTER"]), retries=1)
     command = [sys.executable, "-m", "blip", "k8s", "submit", "pretrain@human"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -195,7 +204,40 @@ def test_without_a_shared_volume_a_killed_pod_goes_on_and_the_result_comes_back(
     assert "going on from step" in said
     assert digest_directory(root / "models/human") == digest_directory(undisturbed / "models/human")
     status = subprocess.run(
-        [*dvc, "status", "pretrain@human"], capture_output=True, text=True, check=True
+        [*DVC, "status", "pretrain@human"], capture_output=True, text=True, check=True
     )
     assert "up to date" in status.stdout
-    assert not list(bucket_only.rglob("runs/*.tar"))
+    assert not list(bucket_only.rglob("runs/*/*.tar"))
+
+
+def test_without_a_shared_volume_parts_give_the_bytes_of_one(
+    prepared_template: Path,
+    drawn_template: Path,
+    tmp_path: Path,
+    bucket_only: Path,
+    kubectl: Kubectl,
+    monkeypatch: Any,
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(drawn_template, root, symlinks=True)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("BLIP_TRACKING", "off")
+    add_remote()
+    blip("k8s submit ingest@web --parts 2 --no-wait")
+    kubectl("wait", "--for=condition=complete", "--timeout=120s", "jobs", "--all")
+    kept = sorted(bucket_only.rglob("runs/*/*.tar"))
+    assert [file.name for file in kept] == ["0.tar", "1.tar"]
+    shards = [set(finished(file)) for file in kept]
+    assert all(shards)
+    assert not shards[0] & shards[1]
+    blip("k8s submit ingest@web --parts 2")
+    assert len(kubectl("get", "jobs", "-o", "name").split()) == 2
+    web = "datasets/web"
+    assert digest_directory(root / web) == digest_directory(prepared_template / web)
+    assert not list(bucket_only.rglob("runs/*/*.tar"))
+
+
+def finished(kept: Path) -> list[str]:
+    """Name the shards in the working state that a pod kept."""
+    with tarfile.open(kept) as files:
+        return re.findall(r"/shards/(\d+)$", "\n".join(files.getnames()), re.MULTILINE)

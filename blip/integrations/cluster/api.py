@@ -132,6 +132,11 @@ def connect(namespace: str) -> Api:
     return Api(namespace, client.ApiClient(settings))
 
 
+def annotations(found: Object) -> dict[str, str]:
+    """Give the annotations of an object."""
+    return dict(found["metadata"].get("annotations") or {})
+
+
 @contextlib.contextmanager
 def _answers() -> Iterator[None]:
     """Give a call that could not be made, or broke off, as an `AwayError`."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from blip.errors import IntegrationError
 from blip.integrations.cluster import jobs, workspace
-from blip.integrations.cluster.api import Object, connect
+from blip.integrations.cluster.api import Object, annotations, connect
 from blip.integrations.cluster.manifests import AFTER, render, resumed, seen_by_pods
+from blip.integrations.cluster.reasons import ending
 from blip.integrations.cluster.settings import BucketStorage, Cluster
 from blip.integrations.launch import (
     PREEMPTED,
@@ -53,7 +54,7 @@ class KubernetesLauncher:
         job = self._api.job(self._manifests(node, key)[-1]["metadata"]["name"])
         if job is None:
             return False
-        ended = jobs.ending(job, [])
+        ended = ending(job, [])
         return ended is None or (ended.code == 0 and self._can_be_taken(job, node))
 
     def launch(self, node: Node, key: str, say: Say) -> None:
@@ -126,7 +127,7 @@ class KubernetesLauncher:
 
     def _can_be_taken(self, job: Object, node: Node) -> bool:
         """Tell whether the result of a Job that ended well is still there, and nobody has taken it."""
-        if jobs.RECORDED in jobs.annotations(job):
+        if jobs.RECORDED in annotations(job):
             return False
         parts = job["metadata"]["name"].endswith("-parts")  # their result is under runs/
         here = not isinstance(self._cluster.storage, BucketStorage) and not parts

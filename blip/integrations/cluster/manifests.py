@@ -24,7 +24,7 @@ the Job is done (`successPolicy`), whatever became of the others in their last s
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,17 +32,15 @@ import yaml
 
 from blip.errors import ConfigError
 from blip.files import digest_json
+from blip.integrations.cluster.pods import CONTAINER, Manifest, pod
 from blip.integrations.cluster.settings import BucketStorage, Cluster, Place, SharedStorage
-from blip.integrations.launch import PREEMPTED, TELEMETRY_OFF, shell_arguments
+from blip.integrations.launch import PREEMPTED
 from blip.integrations.versioning import Node
 from blip.torchrun import LOST_PEER, USER_ERROR
-
-Manifest = dict[str, Any]
 
 TOGETHER = frozenset({"pretrain", "finetune", "evaluate"})  # verbs whose processes are one stage
 PARTED = frozenset({"ingest", "caption", "score"})  # verbs that take `--part I/N`
 
-CONTAINER = "stage"
 KEY, STAGE, COMMAND, AFTER = "blip/key", "blip/stage", "blip/command", "blip/after"
 QUEUE = "kueue.x-k8s.io/queue-name"
 INDEX = "JOB_COMPLETION_INDEX"  # of a pod of an Indexed Job, in its environment
@@ -52,7 +50,6 @@ TORCHRUN = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # no stack traces of lost connections, which are to be expected
 }
 LAST_WORDS = 10  # seconds of the grace that torchrun leaves itself
-USER = 1000
 IN_POD = "blip.integrations.cluster.workspace"  # brings the workspace, and takes the result away
 IN_IMAGE = PurePath("/workspace")
 
@@ -95,20 +92,15 @@ def render(
     _check(node, place, cluster, workspace)
     assert node.command is not None
     name = job_name(node.name, key and digest_json([key, str(workspace)]))  # each writes in its own
+    job = partial(_job, node, key, cluster, place, workspace)
     if place.nodes > 1:
-        job = _job(
-            node, key, cluster, place, workspace, name, _torchrun(name, node, cluster, place)
-        )
-        return [_service(name, job), _over_nodes(job, name, place, cluster)]
+        together = job(name, _torchrun(name, node, cluster, place))
+        return [_service(name, together), _over_nodes(together, name, place, cluster)]
     if place.parts > 1:
-        command = f"{node.command} --part ${INDEX}/{place.parts}"
-        first = _job(node, key, cluster, place, workspace, f"{name}-parts", command)
-        rest = _job(node, key, cluster, place, workspace, name, node.command)
+        first = job(f"{name}-parts", f"{node.command} --part ${INDEX}/{place.parts}")
+        rest = job(name, node.command)
         return [_over_parts(first, place, cluster), _after(rest, f"{name}-parts")]
-    command = _torchrun(name, node, cluster, place) if place.gpus > 1 else node.command
-    if isinstance(cluster.storage, BucketStorage):
-        command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
-    return [_job(node, key, cluster, place, workspace, name, command)]
+    return [job(name, _torchrun(name, node, cluster, place) if place.gpus > 1 else node.command)]
 
 
 def resumed(job: Manifest, cluster: Cluster) -> Manifest:
@@ -165,10 +157,10 @@ def _check(node: Node, place: Place, cluster: Cluster, workspace: PurePath) -> N
                 f"{workspace} is not on the shared volume, which is mounted at {storage.mount}: "
                 "work there, or give the cluster storage of kind s3"
             )
-    elif place.nodes > 1 or place.parts > 1:
+    elif place.nodes > 1:
         raise ConfigError(
-            f"{node.name}: several pods share the folder runs/ of the workspace, "
-            "which storage of kind s3 cannot: use a shared volume, or one node and one part"
+            f"{node.name}: several nodes share the folder runs/ of the workspace, "
+            "which storage of kind s3 cannot: use a shared volume, or one node"
         )
 
 
@@ -198,6 +190,8 @@ def _job(
     command: str,
 ) -> Manifest:
     """Give the Job of one pod that runs a command of a stage."""
+    if isinstance(cluster.storage, BucketStorage):
+        command = f"python -m {IN_POD} {shlex.quote(node.name)} {shlex.quote(command)}"
     labels = {
         "app.kubernetes.io/name": "blip",
         "app.kubernetes.io/component": "stage",
@@ -220,7 +214,7 @@ def _job(
         "ttlSecondsAfterFinished": cluster.ttl_seconds,
         "template": {
             "metadata": {"labels": labels, "annotations": {STAGE: node.name}},
-            "spec": _pod(cluster, place, workspace, command),
+            "spec": pod(cluster, place, workspace, command),
         },
     }
     if node.timeout is not None:
@@ -256,9 +250,9 @@ def _over_nodes(job: Manifest, service: str, place: Place, cluster: Cluster) -> 
         "backoffLimit": cluster.retries * place.nodes,  # what ends one may end all
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
-    pod = job["spec"]["template"]["spec"]
-    pod["subdomain"] = service
-    pod["containers"][0]["env"] += [{"name": n, "value": v} for n, v in TORCHRUN.items()]
+    spec = job["spec"]["template"]["spec"]
+    spec["subdomain"] = service
+    spec["containers"][0]["env"] += [{"name": n, "value": v} for n, v in TORCHRUN.items()]
     return job
 
 
@@ -299,99 +293,6 @@ def _service(name: str, job: Manifest) -> Manifest:
             "ports": [{"name": "rendezvous", "port": PORT}],
         },
     }
-
-
-def _pod(cluster: Cluster, place: Place, workspace: PurePath, command: str) -> Manifest:
-    """Give a pod as Pod Security "restricted" wants it; it writes to its workspace, /tmp and /dev/shm."""
-    pod: Manifest = {
-        "restartPolicy": "Never",
-        "serviceAccountName": cluster.service_account,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        # The stage is not process 1, for which SIGTERM does nothing unless it is handled.
-        "shareProcessNamespace": True,
-        "terminationGracePeriodSeconds": cluster.grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(cluster, place, workspace, command)],
-        "volumes": [
-            _workspace_volume(cluster),
-            {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": place.shm}},
-        ],
-    }
-    if cluster.node_selector:
-        pod["nodeSelector"] = dict(cluster.node_selector)
-    if cluster.tolerations:
-        pod["tolerations"] = [t.model_dump(exclude_none=True) for t in cluster.tolerations]
-    if cluster.priority_class:
-        pod["priorityClassName"] = cluster.priority_class
-    if cluster.runtime_class:
-        pod["runtimeClassName"] = cluster.runtime_class
-    return pod
-
-
-def _container(cluster: Cluster, place: Place, workspace: PurePath, command: str) -> Manifest:
-    storage = cluster.storage
-    secrets = [*cluster.env_from, *([storage.secret] if isinstance(storage, BucketStorage) else [])]
-    # No limit of CPU: it would hold a stage up beside idle cores.
-    limits: Manifest = {"memory": place.memory}
-    if place.gpus:
-        limits["nvidia.com/gpu"] = str(place.gpus)
-    container: Manifest = {
-        "name": CONTAINER,
-        "image": cluster.image,
-        "imagePullPolicy": cluster.image_pull_policy,
-        # Its dollars are the shell's: Kubernetes would take `$(NAME)` and `$$` for its own.
-        "command": [word.replace("$", "$$") for word in shell_arguments(command)],
-        "workingDir": str(workspace),
-        "env": [{"name": n, "value": v} for n, v in _environment(cluster, workspace).items()],
-        "resources": {"requests": {"cpu": place.cpu, "memory": place.memory}, "limits": limits},
-        "terminationMessagePolicy": "FallbackToLogsOnError",  # the last lines say why
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [
-            {"name": "workspace", "mountPath": _mount(storage, workspace)},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - of the pod alone
-            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
-        ],
-    }
-    if secrets:
-        container["envFrom"] = [{"secretRef": {"name": secret}} for secret in secrets]
-    return container
-
-
-def _environment(cluster: Cluster, workspace: PurePath) -> Mapping[str, str]:
-    """Give what stages have in their environment everywhere, and what this cluster adds."""
-    environment = {
-        **TELEMETRY_OFF,
-        "HOME": "/tmp",  # noqa: S108 - of the pod alone
-        "PYTHONPATH": str(workspace),  # the code that runs is the code that DVC recorded
-        "PYTHONUNBUFFERED": "1",
-        "USER": "blip",  # whether the image has a name for it or not
-    }
-    if isinstance(cluster.storage, SharedStorage):
-        environment["BLIP_TRACKING"] = "journal"  # the run's own follower carries them to MLflow
-    return environment | cluster.env
-
-
-def _workspace_volume(cluster: Cluster) -> Manifest:
-    if isinstance(cluster.storage, SharedStorage):
-        return {"name": "workspace", "persistentVolumeClaim": {"claimName": cluster.storage.claim}}
-    return {"name": "workspace", "emptyDir": {}}
-
-
-def _mount(storage: SharedStorage | BucketStorage, workspace: PurePath) -> str:
-    return storage.mount if isinstance(storage, SharedStorage) else str(workspace)
 
 
 def _words(text: str) -> str:

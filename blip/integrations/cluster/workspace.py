@@ -4,6 +4,7 @@ Outside, `share` puts everything that git tracks, as it is, into the remote, nam
 the stage reads. The pod (`python -m blip.integrations.cluster.workspace STAGE COMMAND`) unpacks it, pulls what the
 stage reads, runs its command, and pushes outputs and run-cache entry as any clone would. `bring` then restores them
 outside. What a killed pod needs (checkpoints, finished shards) is kept in the remote as one object, whole or absent.
+A part of a stage keeps its shards that way and nothing else; the stage's own pod begins with those of all parts.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from typing import Any
 from blip.errors import BlipError, ConfigError, DataError
 from blip.files import read_json
 from blip.integrations import dvc_session, sharing, versioning
+from blip.integrations.cluster.manifests import INDEX
 from blip.integrations.git import archive, snapshot
 from blip.integrations.launch import StageFailedError, shell_arguments
 from blip.integrations.versioning import Node
@@ -85,7 +87,7 @@ def main() -> int:
             raise ConfigError(f"{missing[0]} is not set: begin the stage by blip k8s submit")
         remote, key = os.environ[REMOTE], os.environ[KEY]
         _unpack(remote, os.environ[TREE])
-        return _run(stage, command, key, _Kept(remote, key))
+        return _run(stage, command, key, _Kept(remote, key, os.environ.get(INDEX)))
     except BlipError as error:
         sys.stderr.write(f"blip: {error}\n")
         return error.exit_code
@@ -114,11 +116,13 @@ def _run(stage: str, command: str, key: str, kept: "_Kept") -> int:
             )
         assert prepared.inputs is not None
         with kept.through():
-            if code := _child(command):
+            if code := _child(command, kept.of_part):
                 return code
-        versioning.record(stage, prepared.inputs)
-    sharing.push([stage])
-    kept.forget()
+        if not kept.of_part:
+            versioning.record(stage, prepared.inputs)
+    if not kept.of_part:
+        sharing.push([stage])
+        kept.forget()
     return 0
 
 
@@ -148,9 +152,11 @@ def _manifests(node: Node) -> Iterator[Path]:
                 yield file
 
 
-def _child(command: str) -> int:
+def _child(command: str, is_part: bool) -> int:
     """Run a command to its end; a SIGTERM that we get is for it."""
-    child = subprocess.Popen(shell_arguments(command))
+    # What parts say is kept with their shards: the stage's own pod carries it to MLflow, as that of one run.
+    tracking = {"BLIP_TRACKING": "journal"} if is_part else {}
+    child = subprocess.Popen(shell_arguments(command), env={**os.environ, **tracking})
     previous = signal.signal(signal.SIGTERM, lambda number, frame: child.terminate())
     try:
         code = child.wait()
@@ -160,10 +166,15 @@ def _child(command: str) -> int:
 
 
 class _Kept:
-    """The working state under `runs/`, as one object of the remote: a pod that goes on begins with it."""
+    """The working state under `runs/`, as one object of the remote: a pod that goes on begins with it.
 
-    def __init__(self, remote: str, key: str) -> None:
-        self._url = f"{remote}/{FOLDER}/runs/{key}.tar"
+    A part has an object of its own; the stage begins with its own and those of all parts.
+    """
+
+    def __init__(self, remote: str, key: str, part: str | None = None) -> None:
+        self.of_part = part is not None
+        self._folder = f"{remote}/{FOLDER}/runs/{key}"
+        self._url = f"{self._folder}/{part or 'stage'}.tar"
         self._files = _filesystem()
         self._done = threading.Event()
         self._last: Any = None
@@ -171,13 +182,8 @@ class _Kept:
     @contextlib.contextmanager
     def through(self) -> Iterator[None]:
         """Begin with what was kept, and keep what there is, now and then and in the end."""
-        with (
-            tempfile.NamedTemporaryFile(dir=".", prefix=".runs-") as file,
-            contextlib.suppress(FileNotFoundError),  # nothing was kept
-        ):
-            self._files.get_file(self._url, file.name)
-            with tarfile.open(file.name) as kept:
-                kept.extractall(filter="data")
+        for url in [self._url] if self.of_part else self._all():
+            self._begin_with(url)
         self._last = self._state()
         keeper = threading.Thread(target=self._keep_on, daemon=True)
         keeper.start()
@@ -186,12 +192,28 @@ class _Kept:
         finally:
             self._done.set()
             keeper.join()
+            if self.of_part:
+                self._last = None  # the stage is to have the end of its journal, too
             self._keep()
 
     def forget(self) -> None:
-        """Remove it: the result is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._files.rm_file(self._url)
+        """Remove it, and what parts left: the result is there."""
+        for url in self._all():
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(url)
+
+    def _all(self) -> list[str]:
+        self._files.invalidate_cache()
+        return list(self._files.find(self._folder))
+
+    def _begin_with(self, url: str) -> None:
+        with (
+            tempfile.NamedTemporaryFile(dir=".", prefix=".runs-") as file,
+            contextlib.suppress(FileNotFoundError),  # nothing was kept
+        ):
+            self._files.get_file(url, file.name)
+            with tarfile.open(file.name) as kept:
+                kept.extractall(filter="data")
 
     def _keep_on(self) -> None:
         while not self._done.wait(KEEP_SECONDS):
@@ -199,7 +221,7 @@ class _Kept:
 
     def _keep(self) -> None:
         state = self._state()
-        if state in (None, self._last):
+        if not state or state == self._last:
             return
         try:
             with tempfile.NamedTemporaryFile(dir=".", prefix=".runs-") as file:

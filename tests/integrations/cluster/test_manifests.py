@@ -3,6 +3,7 @@
 import copy
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path, PurePath
@@ -234,6 +235,16 @@ def test_with_a_bucket_alone_the_pod_has_a_folder_of_its_own_and_the_secret(loca
     assert "blip k8s submit select\n" in to_yaml([job], bucket(local))
 
 
+def test_with_a_bucket_alone_each_part_brings_the_workspace_itself(local: Cluster) -> None:
+    jobs = render(stage("caption"), KEY, bucket(local), manifests.IN_IMAGE, parts=2)
+    words = [shlex.split(command_of(job)) for job in jobs]
+    command = stage("caption").command
+    assert [line[:5] for line in words] == 2 * [
+        ["exec", "python", "-m", manifests.IN_POD, "caption"]
+    ]
+    assert [line[5] for line in words] == [f"{command} --part $JOB_COMPLETION_INDEX/2", command]
+
+
 @pytest.mark.parametrize(
     ("name", "how", "said"),
     [
@@ -254,7 +265,7 @@ def test_storage_that_does_not_fit_says_so(local: Cluster) -> None:
     with pytest.raises(ConfigError, match="/home/me is not on the shared volume"):
         render(stage("select"), KEY, local, PurePath("/home/me"))
     with pytest.raises(ConfigError, match="storage of kind s3 cannot"):
-        render(stage("caption"), KEY, bucket(local), manifests.IN_IMAGE, parts=2)
+        render(stage("pretrain@human"), KEY, bucket(local), manifests.IN_IMAGE, nodes=2)
     with pytest.raises(ConfigError, match=r"data.dvc is data, not a stage"):
         render(Node("data.dvc", None), KEY, local, WORKSPACE)
 

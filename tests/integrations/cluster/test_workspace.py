@@ -16,11 +16,11 @@ def pod(bucket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The workspace of a pod."""
     (tmp_path / "pod").mkdir()
     monkeypatch.chdir(tmp_path / "pod")
-    return bucket / "dvc/blip/runs/key.tar"
+    return bucket / "dvc/blip/runs/key/stage.tar"
 
 
-def kept() -> Any:
-    return workspace._Kept("s3://bucket/dvc", "key")
+def kept(part: str | None = None) -> Any:
+    return workspace._Kept("s3://bucket/dvc", "key", part)
 
 
 def write(name: str, text: str) -> Path:
@@ -44,6 +44,22 @@ def test_the_next_pod_begins_with_what_the_last_one_left(pod: Path) -> None:
     state.forget()
     assert not pod.exists()
     assert not list(Path().glob(".runs-*"))
+
+
+def test_a_stage_begins_with_what_all_its_parts_left(pod: Path) -> None:
+    for part in ("0", "1"):
+        with kept(part).through():
+            assert not Path("runs").exists()  # other parts have nothing to do with it
+            write(f"shard-{part}", part)
+        shutil.rmtree("runs")
+    with kept("1").through():
+        assert [path.name for path in Path("runs/pretrain-1").iterdir()] == ["shard-1"]
+    state = kept()
+    with state.through():
+        assert Path("runs/pretrain-1/shard-0").read_text() == "0"
+        assert Path("runs/pretrain-1/shard-1").read_text() == "1"
+    state.forget()
+    assert not list(pod.parent.glob("*"))
 
 
 def test_a_pod_that_vanishes_has_kept_its_last_checkpoint(pod: Path, monkeypatch: Any) -> None:
@@ -98,5 +114,5 @@ def test_a_bucket_that_is_away_does_not_end_the_stage(
     state = kept()
     with state.through():
         write("step-10", "weights")
-        monkeypatch.setattr(state, "_url", "s3://absent/runs/key.tar")
+        monkeypatch.setattr(state, "_url", "s3://absent/runs/key/stage.tar")
     assert "could not be kept" in capsys.readouterr().err

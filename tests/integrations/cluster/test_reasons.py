@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from blip.integrations.cluster.jobs import Ending, ending, failure_of, hold_up, label, stuck
+from blip.integrations.cluster.reasons import Ending, ending, failure_of, hold_up, stuck
 
 EVICTED = {
     "phase": "Failed",
@@ -135,10 +135,3 @@ def test_a_queue_is_waited_in_and_one_running_pod_is_enough() -> None:
     )
     assert hold_up(silent, job(), [waiting]) == "Unschedulable: "
     assert hold_up(silent, job(), [waiting, pod({"phase": "Running"})]) is None
-
-
-def test_a_pod_is_named_by_its_index_or_the_end_of_its_name() -> None:
-    assert label(pod({})) == "abcde"
-    indexed = pod({})
-    indexed["metadata"]["annotations"] = {"batch.kubernetes.io/job-completion-index": "3"}
-    assert label(indexed) == "3"
