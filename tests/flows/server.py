@@ -16,10 +16,11 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 class Server:
-    """A Prefect server whose database is a file in its home."""
+    """A Prefect server whose database is a file in its home, with settings of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self._home = home
+        self._settings = settings
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -38,6 +39,7 @@ class Server:
                     "PREFECT_HOME": str(self._home),
                     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                     "DO_NOT_TRACK": "true",
+                    **self._settings,
                 },
                 stdout=file,
                 stderr=file,
