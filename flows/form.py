@@ -10,7 +10,7 @@ from inspect import isclass
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -110,6 +110,8 @@ def _key_in_part(key: str, field: FieldInfo) -> Any:
         kind = _in_part(section)
         kind = dict[get_args(field.annotation)[0], kind] if by_name else kind  # type: ignore[misc]
         kind = kind | None if nullable else kind
+    if kind is bool:  # a choice, since Prefect's page would send false for a switch left alone
+        kind = Annotated[bool, WithJsonSchema({"enum": [True, False]})]
     # Prefect's server takes null for any key that may be left out, unless the schema says no.
     rule: JsonDict | None = None if nullable else {"not": {"type": "null"}}
     return Annotated[kind, field, Field(title=key, json_schema_extra=rule)]

@@ -65,6 +65,8 @@ def test_a_key_has_its_type_and_bounds_and_no_default() -> None:
     assert sections["Pretrain"]["properties"]["batch_size"]["exclusiveMinimum"] == 0
     assert {"type": "null"} in sections["Pretrain"]["properties"]["steps"]["anyOf"]
     assert sections["Optimizer"]["properties"]["schedule"]["enum"][0] == "cosine"
+    assert '"type": "boolean"' not in text  # Prefect's page would send false for each
+    assert sections["Optimizer"]["properties"]["decay_all"]["enum"] == [True, False]
     assert "AdamW" in sections["Optimizer"]["description"]
     assert all(section["additionalProperties"] is False for section in sections.values())
 
@@ -79,6 +81,7 @@ def test_a_key_has_its_type_and_bounds_and_no_default() -> None:
         ({"capfilt": 0.7}, "capfilt", "valid dictionary"),
         ({"finetune": {"vqa": {"steps": 0}}}, "finetune.vqa.steps", "greater than 0"),
         ({"ingest": {"sources": {"web": {"limit": 0}}}}, "ingest.sources.web.limit", "than 0"),
+        ({"pretrain": {"compile": "maybe"}}, "pretrain.compile", "valid boolean"),
         ({"pretrain": {"sharding": "zero"}}, "pretrain.sharding", "'ddp' or 'fsdp'"),
     ],
 )
