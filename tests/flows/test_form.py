@@ -18,7 +18,8 @@ from flows.form import Overrides, dotted
 
 FORM: TypeAdapter[Any] = TypeAdapter(Overrides)
 DEMO = PRESETS / "demo.yaml"
-WIDE = PRESETS / "base_14m.yaml"  # every task, and numbers of its own
+DOCUMENT = read_yaml(DEMO)
+OTHER = read_yaml(PRESETS / "base_14m.yaml")  # every task, and numbers of its own
 HELD_OUT = {"every": 50, "batches": 2, "metric": "loss", "best": "lowest", "patience": 3}
 
 
@@ -43,7 +44,7 @@ def submit(overrides: dict[str, Any]) -> None:
 
 def overridden(overrides: dict[str, Any]) -> Any:
     submit(overrides)
-    return check_config(merge(read_yaml(DEMO), dotted(FORM.validate_python(overrides)), DEMO), DEMO)
+    return check_config(merge(DOCUMENT, dotted(FORM.validate_python(overrides)), DEMO), DEMO)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -99,8 +100,8 @@ def test_what_does_not_fit_is_refused_with_its_path(
 
 @given(st.data())
 def test_what_is_set_and_nothing_else_overrides_as_dotted_keys_do(data: st.DataObject) -> None:
-    document, other = leaves(read_yaml(DEMO)), leaves(read_yaml(WIDE))
-    keys = sorted(document.keys() & other.keys())
+    other = leaves(OTHER)
+    keys = sorted(leaves(DOCUMENT).keys() & other.keys())
     chosen = data.draw(st.lists(st.sampled_from(keys), unique=True, max_size=8))
     overrides: dict[str, Any] = {}
     for key in chosen:
@@ -111,7 +112,7 @@ def test_what_is_set_and_nothing_else_overrides_as_dotted_keys_do(data: st.DataO
         node[leaf] = other[key]
     flat = json.loads(json.dumps(dotted(FORM.validate_python(overrides))))
     expected = {key: other[key] for key in chosen}
-    assert merge(read_yaml(DEMO), flat, DEMO) == merge(read_yaml(DEMO), expected, DEMO)
+    assert merge(DOCUMENT, flat, DEMO) == merge(DOCUMENT, expected, DEMO)
 
 
 def test_null_is_a_value_and_an_absent_key_is_none() -> None:
@@ -132,14 +133,14 @@ def test_a_section_in_part_merges_and_a_plain_value_replaces() -> None:
 def test_a_section_that_is_not_there_is_given_whole() -> None:
     whole = overridden({"pretrain": {"held_out": HELD_OUT}})
     assert whole.pretrain.held_out.model_dump() == HELD_OUT
-    web = read_yaml(DEMO)["ingest"]["sources"]["web"]
+    web = DOCUMENT["ingest"]["sources"]["web"]
     assert overridden({"ingest": {"sources": {"web": web}}}) == load_config(DEMO)
     with pytest.raises(ConfigError, match=r"no key 'pretrain.held_out.every'"):
         overridden({"pretrain": {"held_out": {"every": 50}}})
 
 
 def test_a_dotted_key_sets_its_value_as_set_does() -> None:
-    web = read_yaml(DEMO)["ingest"]["sources"]["web"]
+    web = DOCUMENT["ingest"]["sources"]["web"]
     only = overridden({"ingest.sources": {"web": web}, "capfilt": {"threshold": 0.7}})
     assert set(only.ingest.sources) == {"web"}
     assert only.capfilt.threshold == 0.7
