@@ -4,6 +4,7 @@ Every flow takes the same parameters and runs its targets with all they need; wh
 costs nothing. A flow runs in the current directory, which is the root of the project.
 """
 
+from textwrap import shorten
 from typing import Any, Literal
 
 from prefect import Flow, flow, runtime
@@ -11,16 +12,20 @@ from prefect.states import Failed
 
 from blip.errors import BlipError
 from blip.integrations.launch import Kind
+from flows.form import Overrides, dotted
 from flows.stages import flow_state, run_stages
 
 Preset = Literal["demo", "flickr8k", "base_14m", "base_129m", "large_129m"]
+AS_IT_IS: Overrides = {}
+NAME_LENGTH = 100
 
 
 def _run_name() -> str:
     """Name a flow run after what is special about it."""
     parameters = runtime.flow_run.parameters
-    special = [f"{key}={value}" for key, value in (parameters["overrides"] or {}).items()]
-    return " ".join([parameters["name"] or parameters["preset"] or "params.yaml", *special])
+    special = [f"{key}={value}" for key, value in dotted(parameters["overrides"]).items()]
+    name = parameters["name"] or parameters["preset"] or "params.yaml"
+    return shorten(" ".join([name, *special]), NAME_LENGTH, placeholder=" ...")
 
 
 def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., Any]:
@@ -33,7 +38,7 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
     def run(
         name: str | None = None,
         preset: Preset | None = None,
-        overrides: dict[str, Any] | None = None,
+        overrides: Overrides = AS_IT_IS,
         launcher: Kind = "local",
         slots: int | None = None,
         share: bool = False,
@@ -43,9 +48,9 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
         Args:
             name: A name of your own for the experiment.
             preset: Start from this preset instead of params.yaml.
-            overrides: Dotted keys and their values, e.g. {"capfilt.threshold": 0.7}; merged over
-                the parameters and checked as a whole. With a name, a preset or overrides it runs in
-                a git worktree of its own.
+            overrides: What differs from the parameters, e.g. {"capfilt": {"threshold": 0.7}}: a
+                section merges into theirs, a dotted key sets its value as `blip run --set` does.
+                With a name, a preset or overrides it runs in a git worktree of its own.
             launcher: Where the stages run.
             slots: How many stages may run at once; by default as many as the cores hold.
             share: Fetch known results from the DVC remote first, and push the results at the end.
@@ -55,7 +60,7 @@ def _flow(name: str, targets: tuple[str, ...], description: str) -> Flow[..., An
                 targets,
                 name=name,
                 preset=preset,
-                overrides=overrides or {},
+                overrides=dotted(overrides),
                 launcher=launcher,
                 slots=slots,
                 share=share,

@@ -114,12 +114,16 @@ def _await(client: SyncPrefectClient, url: str) -> None:
     """Give a server that starts with us its time.
 
     Raises:
-        IntegrationError: It does not answer, or not us.
+        IntegrationError: It does not answer.
     """
     deadline = time.monotonic() + PATIENCE
+    told = False
     while problem := client.api_healthcheck():
         if time.monotonic() > deadline:
             raise IntegrationError(f"the Prefect server at {url} does not answer: {problem}")
+        if not told:
+            sys.stderr.write(f"waiting for the Prefect server at {url}\n")
+        told = True
         time.sleep(1.0)
 
 
@@ -129,16 +133,9 @@ def _install_pool(
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(
-            WorkPoolCreate(name=name, type=kind, **_given(base_job_template=template))
-        )
-        return
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind))
     if template is not None:
         client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _install_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:

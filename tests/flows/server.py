@@ -17,11 +17,12 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 class Server:
-    """A Prefect server whose database is a file in its home."""
+    """A Prefect server whose database is a file in its home, with settings of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **settings: str) -> None:
         self._home = home
         self._port = free_port()
+        self._settings = settings
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,6 +38,7 @@ class Server:
                     "PREFECT_HOME": str(self._home),
                     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
                     "DO_NOT_TRACK": "true",
+                    **self._settings,
                 },
                 stdout=file,
                 stderr=file,

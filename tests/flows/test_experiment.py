@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +16,7 @@ import pytest
 import yaml
 from prefect import Flow
 
-from blip.config import PRESETS, load_config
+from blip.config import PRESETS, load_config, merge, read_yaml
 from blip.integrations import versioning
 from blip.integrations.runner import Outcome
 from flows import experiment as flows
@@ -51,7 +53,8 @@ def test_parameters_make_a_form() -> None:
         schema = flow.parameters.properties
         assert set(schema) == {"name", "preset", "overrides", "launcher", "slots", "share"}
         assert schema["launcher"]["enum"] == ["local", "kubernetes"]
-        assert "capfilt.threshold" in schema["overrides"]["description"]
+        assert "capfilt" in schema["overrides"]["properties"]
+        assert '{"capfilt": {"threshold": 0.7}}' in schema["overrides"]["description"]
         assert flow.description
 
 
@@ -150,6 +153,10 @@ def test_bad_parameters_end_with_one_message(toy: Any, api: Api) -> None:
     assert result.returncode == 2
     assert "did you mean 'capfilt.threshold'?" in our_words(result.stderr)
     assert "Traceback" not in result.stderr
+    result = run_flow(overrides={"capfilt": {"treshold": 0.7}})
+    assert result.returncode == 2
+    assert "overrides.capfilt.treshold: Extra inputs" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
     result = run_flow(launcher="kubernetes")
     assert result.returncode == 2
     assert "jobs.yaml: cannot be read" in our_words(result.stderr)
@@ -173,15 +180,25 @@ def test_a_terminated_flow_takes_its_stages_along(toy: Any, api: Api) -> None:
 
 
 @pytest.mark.slow
-def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: Api) -> None:
+def test_every_deployment_has_the_form_runs_by_a_worker_and_can_be_cancelled(
+    toy: Any, api: Api
+) -> None:
     (toy.root / "flows").symlink_to(ROOT / "flows")
     (toy.root / "k8s").symlink_to(ROOT / "k8s")
     (toy.root / "prefect.yaml").write_bytes((ROOT / "prefect.yaml").read_bytes())
     subprocess.run([sys.executable, "-m", "flows", "install"], check=True)
-    assert len(api.post("deployments/filter", {})) == 2 * len(FLOWS)
+    deployments = api.post("deployments/filter", {})
+    assert len(deployments) == 2 * len(FLOWS)
+    for deployment in deployments:
+        form = deployment["parameter_openapi_schema"]
+        assert form["properties"] == flows.experiment.parameters.properties
+        assert form["definitions"] == flows.experiment.parameters.definitions
+        assert_refuses_what_does_not_fit(api, deployment["id"])
+    run = ("deployment", "run", "experiment/experiment", "--param")
+    with pytest.raises(AssertionError, match=r"'overrides.capfilt.threshold'"):
+        prefect(*run, 'overrides={"capfilt": {"threshold": 7}}')
     with worker():
-        overrides = 'overrides={"capfilt.threshold": 0.7}'
-        prefect("deployment", "run", "experiment/experiment", "--param", overrides, "--watch")
+        prefect(*run, 'overrides={"capfilt": {"threshold": 0.7}}', "--watch")
         flow_run = api.last_flow_run()
         assert (flow_run["state_type"], flow_run["name"]) == (
             "COMPLETED",
@@ -189,6 +206,9 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         )
         assert len(api.tasks(flow_run, 5)) == 5
         assert len(toy.began()) == 5
+        (params,) = toy.root.glob(".blip/experiments/*/params.yaml")
+        document = read_yaml(toy.root / "params.yaml")
+        assert read_yaml(params) == merge(document, {"capfilt.threshold": 0.7}, params)
 
         toy.order(prepare={"sleep": 600})
         toy.set("seed", 8)
@@ -197,6 +217,19 @@ def test_every_deployment_runs_by_a_worker_and_can_be_cancelled(toy: Any, api: A
         prefect("flow-run", "cancel", api.last_flow_run()["id"])
         wait_until(lambda: not any(alive(pid) for pid in pids))
         wait_until(lambda: api.last_flow_run()["state_type"] == "CANCELLED")
+
+
+def assert_refuses_what_does_not_fit(api: Api, deployment: str) -> None:
+    for section, reason in (
+        ({"treshold": 0.7}, "'overrides.capfilt'.*'treshold' was unexpected"),
+        ({"threshold": "high"}, "'overrides.capfilt.threshold'.*'high' is not"),
+        ({"threshold": None}, "'overrides.capfilt.threshold'.*None should not be"),
+    ):
+        parameters = {"overrides": {"capfilt": section}}
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            api.post(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        assert refused.value.code == 409
+        assert re.search(reason, json.load(refused.value)["detail"])
 
 
 def pids_of(toy: Any, *names: str) -> list[int]:
