@@ -118,6 +118,7 @@ def _key_in_part(key: str, field: FieldInfo) -> Any:
 
 
 def _check(given: Any, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Check all but the dotted keys, which are checked with the whole when the flow runs."""
     if not isinstance(given, Mapping):
         return check(given)
     apart = {key: value for key, value in given.items() if "." in key}

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from prefect import Flow
+from prefect import Flow, runtime
 
 from blip.config import PRESETS, load_config, merge, read_yaml
 from blip.integrations import versioning
@@ -56,6 +56,23 @@ def test_parameters_make_a_form() -> None:
         assert "capfilt" in schema["overrides"]["properties"]
         assert '{"capfilt": {"threshold": 0.7}}' in schema["overrides"]["description"]
         assert flow.description
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"overrides": {"ingest": {}}}, "params.yaml"),
+        ({"overrides": {"capfilt": {"threshold": 0.7}}}, "params.yaml capfilt.threshold=0.7"),
+        ({"preset": "demo", "overrides": {"world": None}}, "demo world=None"),
+        ({"name": "mine", "overrides": {"evaluate.truth": "x" * 200}}, "mine ..."),
+    ],
+)
+def test_a_flow_run_is_named_after_what_is_special(
+    parameters: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"name": None, "preset": None, **parameters}
+    monkeypatch.setattr(runtime.flow_run, "parameters", given, raising=False)
+    assert flows._run_name() == name
 
 
 def test_the_parts_add_up_to_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
