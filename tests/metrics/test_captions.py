@@ -12,7 +12,7 @@ from blip.metrics.captions import BleuCounts, Corpus, bleu, tokenized_captions
 from tests.metrics.caption_sets import result_sets
 from tests.metrics.hostile_captions import hostile_corpus
 
-TOLERANCE = 1e-9  # measured against pycocoevalcap: 4e-16 BLEU, 9e-16 CIDEr, 0 ROUGE-L
+TOLERANCE = 1e-9  # measured against pycocoevalcap: 4e-16 BLEU, 4e-15 CIDEr, 0 ROUGE-L
 
 words = st.sampled_from(["a", "dog", "cat", "on", "the", "red", "mat", "is", "two"])
 caption = st.lists(words, min_size=0, max_size=12).map(" ".join)
