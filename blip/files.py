@@ -71,11 +71,25 @@ def read_json(path: Path) -> Any:
         DataError: The file is missing or malformed.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=unique_members)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
+
+
+def unique_members(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of its members; of two with one name the first would be lost unseen.
+
+    Raises:
+        ValueError: A name stands twice.
+    """
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.80} stands twice in an object")
+    return found
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The images of a collection by the names that its annotations give them, none of which is trusted."""
 
+import errno
+import os
 from pathlib import Path, PurePosixPath
 
 from blip.data.tar import index_tar
@@ -43,10 +45,13 @@ class ImageStore:
                 return self._read_file(name)
             return self._read_member(name)
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no file can have it
+                return None
             raise DataError(f"{self._path / name}: cannot be read: {error.strerror}") from None
 
     def _read_file(self, name: str) -> bytes | None:
-        path = (self._root / name).resolve()
+        # Unlike `resolve`, it bears links in a circle: they lead to no file.
+        path = Path(os.path.realpath(self._root / name))
         if not path.is_relative_to(self._root):
             raise ValueError(f"{name!r} is a link out of the folder")
         return path.read_bytes() if path.is_file() else None

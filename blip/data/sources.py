@@ -76,6 +76,8 @@ def _parse_folder(form: str, folder: Path) -> Iterator[SourceRecord]:
         raise DataError(f"{folder}: cannot be read: there is no file in the folder")
     for path in files:
         collection = Path(path.relative_to(folder).parts[0]).stem
+        if not collection.isprintable():
+            raise DataError(f"{folder}: {collection!r} names a collection: give it a plain name")
         for record in _parse(form, path):
             yield replace(record, collection=collection)
 
@@ -116,7 +118,14 @@ def _parse_coco(path: Path) -> Iterator[SourceRecord]:
     images: dict[Any, str] = {}
     for number, image in enumerate(field(document, "images", list, f"{path}"), 1):
         where = f"{path}, images, record {number}"
-        images[field(image, "id", (int, str), where)] = field(image, "file_name", str, where)
+        identity = field(image, "id", (int, str), where)
+        name = field(image, "file_name", str, where)
+        if identity in images:
+            raise DataError(
+                f"{where} ({name}): id {identity!r} is that of {images[identity]} already: "
+                "mend or remove the record"
+            )
+        images[identity] = name
     captions: dict[Any, list[str]] = {image: [] for image in images}
     for number, annotation in enumerate(field(document, "annotations", list, f"{path}"), 1):
         where = f"{path}, annotations, record {number}"
@@ -140,7 +149,7 @@ def _parse_csv(path: Path, tabs: bool) -> Iterator[SourceRecord]:
         try:
             header = next(rows, [])
             image, caption = _find_columns(path, header)
-            for row in rows:
+            for row in filter(None, rows):  # a blank line is no record
                 if len(row) != len(header):
                     raise DataError(
                         f"{path}, line {rows.line_num}: has {len(row)} fields, the header has "

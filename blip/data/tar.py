@@ -9,6 +9,7 @@ from blip.errors import DataError
 
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
+_RECORD = 20 * _BLOCK  # to which tars are filled up with empty blocks
 
 
 class TarWriter:
@@ -63,13 +64,18 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
     Links, devices and folders are left out; of two members of one name the later counts.
 
     Raises:
-        DataError: It cannot be read, is compressed or no tar, or was cut short.
+        DataError: It cannot be read, is compressed or no tar, is damaged or cut short, or holds
+            more behind its end.
     """
+    found: dict[str, tuple[int, int]] = {}
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            found = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isreg()}
-            file.seek(-len(_END), 2)
-            whole = file.read() == _END
+            while member := tar.next():
+                if member.isreg() and not member.issparse():  # the bytes of others are not a piece
+                    found[member.name.removeprefix("./")] = member.offset_data, member.size
+                tar.members.clear()  # a kilobyte each, which the library would keep
+            file.seek(tar.offset)
+            rest = file.read(_RECORD + len(_END))
     except tarfile.TarError as error:
         raise DataError(
             f"{path}: cannot be read as a tar ({error}): it is cut short, compressed or no tar; "
@@ -77,6 +83,9 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
         ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not whole:
-        raise DataError(f"{path}: is cut short: a tar ends with two empty blocks; fetch it again")
+    if len(rest) < len(_END) or any(rest):
+        raise DataError(
+            f"{path}: is damaged or cut short at byte {tar.offset}, or several tars in one: a tar "
+            "ends with two empty blocks and nothing behind them; fetch it again or pack it anew"
+        )
     return found

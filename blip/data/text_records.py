@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from blip.errors import DataError
+from blip.files import unique_members
 
 T = TypeVar("T")
 
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_members)
+_GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20  # characters of JSON read at once
 _MAX_RECORD = 1 << 24  # characters that one record of a JSON list may have
 
@@ -26,6 +28,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
+        if error.object.startswith(_GZIP):
+            raise DataError(f"{path}: is compressed: unpack it") from None
         raise DataError(f"{path}: is not UTF-8 ({error}): convert it") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -62,9 +66,11 @@ def json_items(path: Path, member: str | None = None) -> Iterator[Any]:
         for number in itertools.count(1):
             item = text.take(partial(_next_item, separator=separator), f"record {number}")
             if not item:
-                return
+                break
             yield item[0]
             separator = ","
+        if member is None:
+            text.end()
 
 
 def is_json_list(path: Path) -> bool:
@@ -86,7 +92,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(line)
+            yield where, json.loads(line, object_pairs_hook=unique_members)
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{where}: is not JSON ({error}), it begins with {line[:60]!r}: mend the file; if "
@@ -117,6 +123,17 @@ class _JsonText:
                     ) from None
                 self._text, self._at = rest + more, 0
 
+    def end(self) -> None:
+        """See that nothing follows but space."""
+        rest = self._text[self._at :].lstrip()
+        while not rest and (more := self._file.read(_CHUNK)):
+            rest = more.lstrip()
+        if rest:
+            raise DataError(
+                f"{self.path}: goes on behind its list, with {rest[:60]!r}: make one list of all, "
+                "or remove what does not belong to it"
+            )
+
 
 def _enter_member(text: _JsonText, member: str) -> None:
     """Go to the value of a member of the object that begins here."""
@@ -146,10 +163,10 @@ def _next_item(text: str, at: int, separator: str) -> tuple[list[Any], int]:
     if separator == ",":
         at = _skip_space(text, at)
         if text.startswith("]", at):
-            return [], at
+            return [], at + 1
     at = _skip(text, at, separator)
     if separator == "[" and text.startswith("]", at):
-        return [], at
+        return [], at + 1
     item, at = _next_value(text, at)
     return [item], at
 

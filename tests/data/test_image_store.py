@@ -70,6 +70,14 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
             store.read("out.png")
 
 
+def test_a_link_to_itself_and_a_name_too_long_lead_to_no_image(tmp_path: Path) -> None:
+    images = folder(tmp_path)
+    (images / "round.png").symlink_to(images / "round.png")
+    with ImageStore(images) as store:
+        assert store.read("round.png") is None
+        assert store.read("x" * 300 + ".png") is None
+
+
 def test_missing_store(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: No such file"):
         ImageStore(tmp_path / "none.tar")

@@ -1,7 +1,9 @@
 """Collections in every format, and what is wrong with them."""
 
 import csv
+import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,24 @@ BAD: list[tuple[str, str, str]] = [
     ("blip", '[{"image": "a.png"}]', r"record 1 \(a\.png\): caption is None"),
     ("blip", '[{"image": "a.png", "caption": ["a", 2]}]', r"caption is \['a', 2\]"),
     ("blip", "[]", "no record is left"),
+    (
+        "blip",
+        '[{"image": "a.png", "caption": "a", "caption": "b"}]',
+        "record 1: is not JSON \\('caption' stands twice in an object\\)",
+    ),
+    (
+        "blip",
+        '[{"image": "a.png", "caption": "a"}]\n[{"image": "b.png"}]',
+        r"goes on behind its list, with '\[\{\"image\": \"b.png\"",
+    ),
+    ("blip", '[{"image": "a.png", "caption": NaN}]', "caption is nan"),
+    ("coco", "[" * 100_000, "is not JSON"),
+    ("coco", '{"images": [], "images": []}', "'images' stands twice"),
+    (
+        "coco",
+        '{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}',
+        r"images, record 2 \(b\.png\): id 1 is that of a\.png already",
+    ),
     ("coco", "[]", "images is None"),
     ("coco", '{"images": [{"id": 1}], "annotations": []}', "images, record 1: file_name is None"),
     (
@@ -137,6 +157,27 @@ def test_missing_file_and_folder(tmp_path: Path, form: str) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(DataError, match=f"{path}: cannot be read"):
             list(read_records(source(path, form)))
+
+
+def test_blank_lines_of_a_table_are_no_records(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\xef\xbb\xbfimage,caption\r\na.png,a\r\n\r\nb.png,b\r\n\r\n")
+    assert [r.source for r in read_records(source(path, "csv"))] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("form", ["blip", "csv", "tsv", "flickr8k"])
+def test_compressed(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "file"
+    WRITERS[form][0](path, PAIRS)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match="is compressed: unpack it"):
+        list(read_records(source(path, form)))
+
+
+def test_a_collection_whose_name_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.json")).write_text('[{"image": "a.png", "caption": "a"}]')
+    with pytest.raises(DataError, match=r"'caf\\udce9' names a collection"):
+        list(read_records(source(tmp_path, "blip")))
 
 
 @pytest.mark.parametrize("form", ["blip", "csv", "tsv", "flickr8k"])

@@ -81,6 +81,34 @@ def test_tar_cut_short(tmp_path: Path, keep: int) -> None:
         index_tar(path)
 
 
+def test_what_lies_behind_damage_is_not_lost_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    write(path, MEMBERS)
+    whole = path.read_bytes()
+    header = 2 * 512 + 100  # of the second member
+    path.write_bytes(whole[:header] + b"\x01" + whole[header + 1 :])
+    with pytest.raises(DataError, match=r"t\.tar: is damaged or cut short at byte 1024"):
+        index_tar(path)
+    path.write_bytes(whole + whole)
+    with pytest.raises(DataError, match="several tars in one"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_of_others(tmp_path: Path, form: int) -> None:
+    path = tmp_path / "t.tar"
+    members = {"x" * 90: b"1", "y/" * 60 + "z": b"2"}
+    if form != tarfile.USTAR_FORMAT:
+        members["n" * 300] = b"3"
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    content = path.read_bytes()
+    assert {n: content[o : o + size] for n, (o, size) in index_tar(path).items()} == members
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b" + bytes(2000)])
 def test_no_tar(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "t.tar"
