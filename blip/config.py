@@ -471,7 +471,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: The file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - it is safe
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -479,6 +479,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: must hold a mapping, got {type(document).__name__}")
     return document
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where no key may stand twice: the first value would be lost unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def merge(document: Mapping[str, Any], overrides: Mapping[str, Any], path: Path) -> dict[str, Any]:

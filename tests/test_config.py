@@ -74,6 +74,7 @@ def test_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
     [
         (None, "cannot be read"),
         ("a: [1", "is not YAML"),
+        ("a: 1\nb: {c: 1, c: 2}", "is not YAML: key 'c' stands twice .* line 2"),
         ("- 1\n", "must hold a mapping, got list"),
     ],
 )

@@ -4,6 +4,7 @@ Each variation with each seed is an experiment as `blip run` runs it, in a proce
 common is computed once, since they share the cache. Nothing is repeated when the study is called again.
 """
 
+import json
 import math
 import os
 import statistics
@@ -26,13 +27,8 @@ from blip.report.figure import Figure
 
 ARMS = ("unfiltered", "human", "bootstrapped")
 TARGETS = ("compare", "evaluate_filter")
-T_QUANTILE = {
-    2: 12.706,
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-}  # two-sided 95 %, by number of seeds
+# Two-sided 95 %, by number of seeds; beyond the last, it makes intervals a little too wide.
+T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 
 
 class Study(Section):
@@ -213,27 +209,25 @@ def write_page(checkout: Path, study: Study, out: Path) -> None:
 
 
 def _run(checkout: Path, study: Study, variation: str, seed: int, logs: Path) -> tuple[int, Path]:
-    overrides = study.overrides(variation, seed)
     log = logs / f"{variation.replace(' ', '-')}-{seed}.log"
-    sets = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
-    command = [
-        sys.executable,
-        "-m",
-        "blip",
-        "run",
-        *TARGETS,
-        "--preset",
-        study.preset,
-        *sets,
-        "--slots",
-        "1",
-    ]
     environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
     with log.open("ab") as words:
         done = subprocess.run(
-            command, cwd=checkout, env=environment, stdout=words, stderr=words, check=False
+            [sys.executable, "-m", "blip", *run_arguments(study, variation, seed)],
+            cwd=checkout,
+            env=environment,
+            stdout=words,
+            stderr=words,
+            check=False,
         )
     return done.returncode, log
+
+
+def run_arguments(study: Study, variation: str, seed: int) -> list[str]:
+    """Give the command line of `blip` that runs one experiment of a study."""
+    overrides = study.overrides(variation, seed)
+    sets = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
+    return ["run", *TARGETS, "--preset", study.preset, *sets, "--slots", "1"]
 
 
 def _workspace(checkout: Path, study: Study, variation: str, seed: int) -> Path:

@@ -80,9 +80,7 @@ def read_corpus(arm: Arm, versions: Sequence[Version]) -> Counter[str]:
 def _read_version(path: Path) -> Version:
     dataset = open_dataset(path)
     groups: Counter[Group] = Counter()
-    for (
-        shard
-    ) in dataset.shards:  # one at a time: all texts of a large version do not fit into memory
+    for shard in dataset.shards:  # one at a time: a large version does not fit into memory
         counted = shard.read_captions().group_by(list(Group._fields)).aggregate([([], "count_all")])
         for row in counted.to_pylist():
             groups[Group(**{field: row[field] for field in Group._fields})] += row["count_all"]

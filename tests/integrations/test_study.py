@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blip.config import PRESETS
+from blip.config import PRESETS, parse_overrides
 from blip.errors import ConfigError, IntegrationError
 from blip.files import write_json
 from blip.integrations.experiment import describe
@@ -19,6 +19,7 @@ from blip.integrations.study import (
     gains,
     load_study,
     read_results,
+    run_arguments,
     write_page,
 )
 
@@ -78,6 +79,13 @@ def test_page_pairs_gains_by_seed(checkout: Path) -> None:
     assert "2 of 2, 2 of 2 / 2 of 2, 2 of 2" in page
     assert "filter only" not in page, "a variation without results has no row"
     assert (checkout / "docs/pictures/study.svg").read_text().startswith("<svg")
+
+
+def test_overrides_reach_an_experiment_as_they_are() -> None:
+    overrides = {"a.b": None, "c": True, "d": 1e-5, "e": "two words", "f": [1, {"g": None}]}
+    study = Study(preset="demo", base=overrides, seeds=[3], variations={"both": {}})
+    sets = [a[6:] for a in run_arguments(study, "both", 3) if a.startswith("--set=")]
+    assert parse_overrides(sets) == {**overrides, "seed": 3}
 
 
 def test_nothing_finished_is_said(checkout: Path) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 FETCHED = Path("runs/models")  # models that were fetched
+LOCKS = Path("runs/locks")  # which all workspaces of a checkout share
 
 _URI = re.compile(r"models:/([^/:@]+)(?:@([\w-]+)|/(\d+))$")
 
@@ -70,7 +71,8 @@ def promote(
     """Register a model as candidate and make it champion if it passes its gate.
 
     Writes `metrics.json`: the version, the decision, its numbers and the reason. A model that does
-    not pass is no error. Doing it again registers nothing twice.
+    not pass is no error. Doing it again registers nothing twice, and who comes while another
+    candidate of a checkout is judged waits for the verdict.
 
     Args:
         settings: `mlflow.yaml`.
@@ -90,7 +92,9 @@ def promote(
     name, gate = settings.models[task].name, settings.models[task].gate
     value = _check_results(task, model, results, gate)
     quiet_mlflow()
-    with _mlflow(settings) as client:
+    # Of two at once, each would be compared with the champion that the other replaces.
+    turn = lock(LOCKS / f"promote-{name}", f"promoting another {name}", wait=True)
+    with turn, _mlflow(settings) as client:
         version = _find_version(client, name, input_digest(model))
         if version is None:
             version = _register(client, settings, task, model, results)

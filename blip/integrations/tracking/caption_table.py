@@ -1,6 +1,5 @@
 """Shows what was written and judged: captions beside their images, as a table in MLflow."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from blip.data.dataset import Shard, iterate_rows, open_dataset
+from blip.data.images import ShardImages, decode_pixels
 from blip.files import write_text
 
 TABLE = "captions.json"
@@ -53,13 +53,13 @@ def write_caption_table(dataset: Path, folder: str, out: Path) -> None:
 
 def _thumbnails(shard: Shard, out: Path) -> list[str]:
     """Write thumbnails of some images; give their keys."""
-    records = list(iterate_rows(shard.read_records()))
-    chosen = records[:: max(1, len(records) // _IMAGES)][:_IMAGES]
-    with shard.images.open("rb") as tar:
-        for record in chosen:
-            tar.seek(record["offset"])
-            with Image.open(io.BytesIO(tar.read(record["size"]))) as image:
-                thumbnail = image.convert("RGB")
-            thumbnail.thumbnail((_SIDE, _SIDE))
-            thumbnail.save(out / f"{record['key']}.webp", lossless=max(thumbnail.size) <= 64)
-    return [record["key"] for record in chosen]
+    table = shard.read_records()
+    images, records = ShardImages(shard, table), list(iterate_rows(table))
+    chosen = range(len(records))[:: max(1, len(records) // _IMAGES)][:_IMAGES]
+    for row in chosen:
+        record = records[row]
+        pixels = decode_pixels(images.read(row), record["width"] * record["height"])
+        thumbnail = Image.fromarray(pixels)
+        thumbnail.thumbnail((_SIDE, _SIDE))
+        thumbnail.save(out / f"{record['key']}.webp", lossless=max(thumbnail.size) <= 64)
+    return [records[row]["key"] for row in chosen]

@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip.errors import DataError
 from blip.files import write_text
 
 SOURCE = "per_example.parquet"
@@ -25,9 +27,13 @@ def write_example_table(source: Path, out: Path) -> None:
         out: The folder to write into.
 
     Raises:
-        OSError: The table is gone.
+        DataError: The table cannot be read.
     """
-    table = pq.read_table(source)
+    try:
+        table = pq.read_table(source)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source}: cannot be read as Parquet: {reason}") from None
     if len(table) > ROWS:
         table = table.take([row * len(table) // ROWS for row in range(ROWS)])
     columns = [[_cell(value) for value in column.to_pylist()] for column in table.columns]

@@ -117,27 +117,36 @@ class MlflowServer:
                 )
 
     def log_captions(self, run_id: str, dataset: Path, folder: str) -> None:
-        """Log some captions of a dataset version as a table with their images."""
+        """Log some captions of a dataset version as a table with their images.
+
+        Raises:
+            DataError: It cannot be read.
+        """
         from blip.integrations.tracking.caption_table import TABLE, write_caption_table
 
-        with self._asking(run_id), tempfile.TemporaryDirectory() as files:
+        with tempfile.TemporaryDirectory() as files:
             write_caption_table(dataset, folder, Path(files))
             self._log_table(run_id, Path(files), TABLE, folder)
 
     def log_examples(self, run_id: str, source: Path, folder: str) -> None:
-        """Log what an evaluation found example by example as a table."""
+        """Log what an evaluation found example by example as a table.
+
+        Raises:
+            DataError: It cannot be read.
+        """
         from blip.integrations.tracking.example_table import TABLE, write_example_table
 
-        with self._asking(run_id), tempfile.TemporaryDirectory() as files:
+        with tempfile.TemporaryDirectory() as files:
             write_example_table(source, Path(files))
             self._log_table(run_id, Path(files), TABLE, folder)
 
     def _log_table(self, run_id: str, files: Path, table: str, folder: str) -> None:
         """Log a table and what it shows; a run has one."""
-        self._client.log_artifacts(run_id, str(files), folder or None)
         place = f"{folder}/{table}" if folder else table
         tables = json.dumps([{"path": place, "type": "table"}])
-        self._client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
+        with self._asking(run_id):
+            self._client.log_artifacts(run_id, str(files), folder or None)
+            self._client.set_tag(run_id, "mlflow.loggedArtifacts", tables)
 
     def log_artifact(self, run_id: str, path: Path, folder: str) -> None:
         """Log a file or a folder's content under a folder of the run's artifacts."""

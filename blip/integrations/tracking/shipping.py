@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip.errors import IntegrationError
+from blip.errors import DataError, IntegrationError
 from blip.files import digest_json, lock, read_json, write_json
 from blip.integrations.tracking import EXPERIMENTS
 from blip.integrations.tracking.server import MlflowServer, Point, RunGoneError
@@ -188,14 +188,24 @@ class _Shipment:
         shipped.time = event["time"]
 
     def _artifact(self, event: dict[str, Any]) -> None:
+        """Log a file or folder; what is gone or damaged is passed over, since nothing will mend it."""
+        path = _settled(Path(event["path"]))
+        if not path.exists():
+            log.warning("%s: %s is gone; it cannot be logged", self.folder.name, path)
+            return
+        try:
+            self._log(path, event["folder"])
+        except DataError as error:
+            if not path.exists():
+                raise IntegrationError(f"{path}: was renamed while it was read") from error
+            log.warning("%s: %s cannot be logged: %s", self.folder.name, path, error)
+
+    def _log(self, path: Path, folder: str) -> None:
         """Log a file or folder; of a dataset version or an evaluation, a table of what is in it."""
         from blip.data.dataset import MANIFEST
         from blip.integrations.tracking.example_table import SOURCE
 
-        path, folder = _settled(Path(event["path"])), event["folder"]
-        if not path.exists():
-            log.warning("%s: %s is gone; it cannot be logged", self.folder.name, path)
-        elif (path / MANIFEST).exists():
+        if (path / MANIFEST).exists():
             self.server.log_captions(self.shipped.run_id, path, folder)
         elif path.name == SOURCE:
             self.server.log_examples(self.shipped.run_id, path, folder)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import zlib
@@ -30,9 +31,9 @@ from blip.data.text import VOCABULARY, Tokenizer, train_vocabulary
 from blip.errors import ConfigError, DataError, IntegrationError
 from blip.evaluate import captioning, retrieval
 from blip.evaluate.bootstrap import intervals, plain
-from blip.files import digest_path, read_json, write_json
+from blip.files import digest_path, lock, read_json, write_json
 from blip.inference import load_predictor
-from blip.integrations.registry import fetch_model, promote
+from blip.integrations.registry import LOCKS, fetch_model, promote
 from blip.integrations.tracking.settings import Task, TrackingSettings, load_settings
 from blip.integrations.tracking.shipping import ship
 from blip.models.blip import Blip
@@ -179,6 +180,19 @@ def test_only_who_passes_the_gate_becomes_champion(settings: TrackingSettings) -
     assert trained.data.tags["blip.key"] == read_json(better / "stage.json")["key"]
     assert trained.info.run_name == "finetune-model1"
     assert trained.info.status == "FINISHED"
+
+
+def test_candidates_take_turns(settings: TrackingSettings) -> None:
+    model = train("retrieval", "one", 0)
+    arguments = (settings, "retrieval", model, measure("retrieval", model, 0.5))
+    waiting = threading.Thread(target=decide, args=arguments)
+    with lock(LOCKS / "promote-blip-retrieval", "judging another candidate"):
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert not Path("promotion/metrics.json").exists()
+    waiting.join()
+    assert aliases(settings) == {"candidate": 1, "champion": 1}
 
 
 def test_another_test_set_decides_nothing_until_the_champion_is_measured_on_it(

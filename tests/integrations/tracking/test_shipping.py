@@ -352,6 +352,25 @@ def test_a_dataset_version_is_logged_as_a_table_with_images(
         assert max(green, blue) < 15
 
 
+def test_artifacts_that_cannot_be_read_hold_nothing_up(
+    settings: TrackingSettings, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = begin(STAGE)
+    dataset_version(Path("datasets/web"))
+    Path("datasets/web/images.tar").unlink()  # as where the parent of a version was removed
+    journal.artifact(Path("datasets/web"), "captions")
+    Path("per_example.parquet").write_bytes(b"PAR1")
+    journal.artifact(Path("per_example.parquet"))
+    journal.metrics({"train/loss": 0.5}, 1)
+    journal.end("FINISHED")
+    assert ship(RUNS, settings).problem == ""
+    assert not pending(RUNS, settings)
+    [run] = runs_of(client)
+    assert run.data.metrics["train/loss"] == 0.5
+    assert "images.tar: cannot be read" in caplog.text
+    assert "per_example.parquet: cannot be read as Parquet" in caplog.text
+
+
 def test_a_real_stage_names_its_datasets(settings: TrackingSettings, client: Any) -> None:
     job = Job("ingest", Path("datasets/web"), {}, {"shard_size": 2})
     with run_stage(job) as stage:
