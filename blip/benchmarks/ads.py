@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from blip.benchmarks.matching import match_captions
-from blip.benchmarks.records import numbered, require, score, text
+from blip.benchmarks.records import score, text
 from blip.config import Config
 from blip.data.images import decode_image
 from blip.data.tasks import MAX_PIXELS
-from blip.data.text_records import field, read_lines
+from blip.data.text_records import field, numbered, read_lines, require
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic
 from blip.evaluate.evaluation_set import stack

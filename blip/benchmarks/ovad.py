@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from blip.benchmarks.records import is_finite, numbered, photo, require, score
+from blip.benchmarks.records import is_finite, photo, score
 from blip.config import Config
 from blip.data.loader import ahead
 from blip.data.tasks import read_photo
-from blip.data.text_records import field
+from blip.data.text_records import field, numbered, require
 from blip.data.transforms import evaluation_resize, normalise
 from blip.distributed import Team, rank
 from blip.errors import DataError

@@ -1,7 +1,7 @@
 """What the readers of benchmarks' files share: rules for values, and errors that name the record."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,26 +11,8 @@ from numpy.typing import NDArray
 
 from blip.data.image_store import is_safe
 from blip.data.text import has_words
-from blip.data.text_records import json_items
+from blip.data.text_records import require
 from blip.errors import DataError
-
-
-def require(holds: object, where: str, name: str, value: object, rule: str) -> None:
-    """See that a value keeps a rule; `where` names its record.
-
-    Raises:
-        DataError: It does not.
-    """
-    if not holds:
-        raise DataError(
-            f"{where}: {name} is {value!r:.80}, it must be {rule}: mend or remove the record"
-        )
-
-
-def numbered(path: Path) -> Iterator[tuple[str, Any]]:
-    """Give the records of a JSON list, and how errors name them."""
-    for number, item in enumerate(json_items(path), 1):
-        yield f"{path}, record {number}", item
 
 
 def is_finite(value: object) -> bool:

@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from blip.benchmarks.matching import match_captions
-from blip.benchmarks.records import numbered, photo, require, score, text
+from blip.benchmarks.records import photo, score, text
 from blip.config import Config
-from blip.data.text_records import field
+from blip.data.text_records import field, numbered, require
 from blip.errors import DataError
 from blip.evaluate.bootstrap import Statistic, mean, mean_of
 from blip.evaluate.evaluation_set import Photos, require_photos

@@ -14,12 +14,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import numbered, question_text, require, text
+from blip.benchmarks.records import question_text, text
 from blip.benchmarks.video_retrieval import Frames, video_tokens
 from blip.config import Config
 from blip.data.tasks import MAX_ANSWER_TOKENS
 from blip.data.text import Tokenizer, clean_question
-from blip.data.text_records import field, read_lines
+from blip.data.text_records import field, numbered, read_lines, require
 from blip.data.video import Videos
 from blip.distributed import Team, rank
 from blip.errors import DataError

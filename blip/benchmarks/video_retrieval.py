@@ -18,11 +18,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from blip.benchmarks.records import read_matrices, require, text
+from blip.benchmarks.records import read_matrices, text
 from blip.config import Config, Evaluate
 from blip.data.image_store import is_safe
 from blip.data.text import clean_caption
-from blip.data.text_records import field, json_lines, read_lines
+from blip.data.text_records import field, json_lines, read_lines, require
 from blip.data.transforms import normalise
 from blip.data.video import Videos, read_frames
 from blip.distributed import Team, rank

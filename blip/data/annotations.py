@@ -15,7 +15,7 @@ from typing import Any
 from blip.data.image_store import is_safe
 from blip.data.sources import parse_blip
 from blip.data.text import clean_caption
-from blip.data.text_records import field, json_items
+from blip.data.text_records import field, numbered, require
 from blip.errors import DataError
 
 VISUAL_GENOME_WEIGHT = 0.2  # of its one answer
@@ -105,7 +105,7 @@ def read_caption_rows(path: Path) -> Iterator[CaptionRow]:
         DataError: The file is unreadable or breaks a rule.
     """
     numbers: dict[str, int] = {}
-    for where, row in _rows(path):
+    for where, row in numbered(path):
         image_id = field(row, "image_id", str, where)
         number = numbers.setdefault(image_id, len(numbers))
         yield CaptionRow(_image(row, where), field(row, "caption", str, where), number)
@@ -121,7 +121,7 @@ def read_retrieval_set(path: Path) -> RetrievalSet:
     for number, record in enumerate(records, 1):
         where = f"{path}, record {number}"
         _safe(record.source, "image", where)
-        _require(record.captions, where, "caption", [], "texts, one at least")
+        require(record.captions, where, "caption", [], "texts, one at least")
     return RetrievalSet(
         images=tuple(record.source for record in records),
         texts=tuple(text for record in records for text in record.captions),
@@ -150,10 +150,10 @@ def read_nocaps(path: Path) -> Iterator[NocapsImage]:
     Raises:
         DataError: The file is unreadable or breaks a rule.
     """
-    for where, row in _rows(path):
+    for where, row in numbered(path):
         image_id = str(field(row, "img_id", (int, str), where))
         number = image_id.isascii() and image_id.isdigit()
-        _require(number, where, "img_id", image_id, "a number")
+        require(number, where, "img_id", image_id, "a number")
         yield NocapsImage(_image(row, where), int(image_id))
 
 
@@ -165,9 +165,9 @@ def read_questions(path: Path) -> Iterator[Question]:
     Raises:
         DataError: The file is unreadable or breaks a rule.
     """
-    for where, row in _rows(path):
+    for where, row in numbered(path):
         dataset = field(row, "dataset", str, where)
-        _require(dataset in ("vqa", "vg"), where, "dataset", dataset, "vqa or vg")
+        require(dataset in ("vqa", "vg"), where, "dataset", dataset, "vqa or vg")
         answers, weights, num_answers = _answers(row, dataset, where)
         yield Question(
             question_id=field(row, "question_id", int, where),
@@ -187,9 +187,8 @@ def read_answer_list(path: Path) -> list[str]:
         DataError: The file is unreadable or breaks a rule, or there is none.
     """
     answers = []
-    for number, answer in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
-        _require(isinstance(answer, str) and answer.strip(), where, "answer", answer, "a text")
+    for where, answer in numbered(path):
+        require(isinstance(answer, str) and answer.strip(), where, "answer", answer, "a text")
         answers.append(answer)
     if not answers:
         raise DataError(f"{path}: holds no answer: fetch it again")
@@ -202,11 +201,11 @@ def read_statements(path: Path) -> Iterator[Statement]:
     Raises:
         DataError: The file is unreadable or breaks a rule.
     """
-    for where, row in _rows(path):
+    for where, row in numbered(path):
         label = field(row, "label", str, where)
-        _require(label in ("True", "False"), where, "label", label, '"True" or "False"')
+        require(label in ("True", "False"), where, "label", label, '"True" or "False"')
         images = field(row, "images", list, where)
-        _require(len(images) == 2, where, "images", images, "two names")
+        require(len(images) == 2, where, "images", images, "two names")
         first, second = (_safe(image, "images", where) for image in images)
         yield Statement(field(row, "sentence", str, where), (first, second), label == "True")
 
@@ -224,12 +223,6 @@ def swapped(statement: Statement) -> Statement:
     return replace(statement, sentence=sentence, images=(second, first))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Give the records of a file and how errors name them."""
-    for number, row in enumerate(json_items(path), 1):
-        yield f"{path}, record {number}", row
-
-
 def _answers(row: Any, dataset: str, where: str) -> tuple[tuple[str, ...], tuple[float, ...], int]:
     """Give the different answers, their weights, and how many people answered."""
     if "answer" not in row:
@@ -238,7 +231,7 @@ def _answers(row: Any, dataset: str, where: str) -> tuple[tuple[str, ...], tuple
         return (field(row, "answer", str, where),), (VISUAL_GENOME_WEIGHT,), 1
     given = field(row, "answer", list, where)
     texts = given and all(isinstance(answer, str) for answer in given)
-    _require(texts, where, "answer", given, "texts, one at least")
+    require(texts, where, "answer", given, "texts, one at least")
     counts = Counter(given)  # in the order of first appearance
     return tuple(counts), tuple(count / len(given) for count in counts.values()), len(given)
 
@@ -249,12 +242,5 @@ def _image(row: Any, where: str) -> str:
 
 def _safe(image: Any, name: str, where: str) -> str:
     safe = isinstance(image, str) and is_safe(image)
-    _require(safe, where, name, image, "a plain path below the folder of the photos")
+    require(safe, where, name, image, "a plain path below the folder of the photos")
     return str(image)
-
-
-def _require(holds: object, where: str, name: str, value: object, rule: str) -> None:
-    if not holds:
-        raise DataError(
-            f"{where}: {name} is {value!r:.80}, it must be {rule}: mend or remove the record"
-        )

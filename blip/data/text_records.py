@@ -73,6 +73,12 @@ def json_items(path: Path, member: str | None = None) -> Iterator[Any]:
             text.end()
 
 
+def numbered(path: Path) -> Iterator[tuple[str, Any]]:
+    """Give the records of a JSON list, and how errors name them."""
+    for number, item in enumerate(json_items(path), 1):
+        yield f"{path}, record {number}", item
+
+
 def is_json_list(path: Path) -> bool:
     """Tell a list in JSON from an object, or from lines of them.
 
@@ -207,3 +213,15 @@ def field(item: Any, name: str, kind: type[T] | tuple[type[T], ...], where: str)
             f"({item!r:.80})"
         )
     return value
+
+
+def require(holds: object, where: str, name: str, value: object, rule: str) -> None:
+    """See that a value keeps a rule; `where` names its record.
+
+    Raises:
+        DataError: It does not.
+    """
+    if not holds:
+        raise DataError(
+            f"{where}: {name} is {value!r:.80}, it must be {rule}: mend or remove the record"
+        )

@@ -94,17 +94,20 @@ def _changes() -> str:
         if Path(index).exists():
             ours.write_bytes(Path(index).read_bytes())
         if others:
-            _git("add", "--intent-to-add", "--", *others.strip("\0").split("\0"), index=ours)
+            # On standard input: there may be more names than a command line holds.
+            add = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+            _git(*add, index=ours, words=others)
         return _git("diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--", ".", *WRITTEN,
                     index=ours, strip=False)  # fmt: skip
 
 
-def _git(*arguments: str, index: Path | None = None, strip: bool = True) -> str:
+def _git(*arguments: str, index: Path | None = None, words: str = "", strip: bool = True) -> str:
     """Give what git says; nothing where it has nothing to say or is not there."""
     environment = {**os.environ, **({"GIT_INDEX_FILE": str(index)} if index else {})}
     try:
         done = subprocess.run(
             ["git", "-c", "core.fsmonitor=false", *arguments],
+            input=os.fsencode(words),
             capture_output=True,
             check=False,
             env=environment,
@@ -148,7 +151,10 @@ def _gpus() -> dict[str, Any]:
 def _pinned(paths: Sequence[Path]) -> dict[str, str]:
     """Give the hashes of those paths that stages of `dvc.lock` made."""
     made = {
-        out["path"]: out["md5"] for entry in _stages().values() for out in entry.get("outs", ())
+        out["path"]: out["md5"]
+        for entry in _stages().values()
+        for out in entry.get("outs", ())
+        if "md5" in out  # a remote that keeps versions itself has none of a folder
     }
     names = (path.as_posix() for path in paths)
     return {name: made[name] for name in names if name in made}
@@ -166,5 +172,11 @@ def _stages() -> dict[str, Any]:
         return {}
     # C's parser: the file is long, and a stage short.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    document = yaml.load(DVC_LOCK.read_bytes(), loader)  # noqa: S506 - both are safe
-    return dict((document or {}).get("stages") or {})
+    try:
+        document = yaml.load(DVC_LOCK.read_bytes(), loader)  # noqa: S506 - both are safe
+        return dict((document or {}).get("stages") or {})
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{DVC_LOCK}: cannot be read ({' '.join(str(error).split())}): "
+            "it is DVC's record of results; finish a merge, or take it from the last commit"
+        ) from None

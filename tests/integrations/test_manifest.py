@@ -77,6 +77,19 @@ def test_changes_bring_the_sources_back(checkout: Path) -> None:
     assert provenance().changes == found.changes
 
 
+def test_more_new_files_than_a_command_line_holds(checkout: Path) -> None:
+    name = "x" * 200
+    for number in range(12_000):
+        (checkout / f"{name}{number}.py").touch()
+    assert provenance().changes.count("new file mode") == 12_000
+
+
+def test_a_lock_file_in_a_merge_is_one_message(checkout: Path) -> None:
+    Path("dvc.lock").write_text("<<<<<<< HEAD\nstages: {}\n=======\n")
+    with pytest.raises(DataError, match=r"dvc\.lock: cannot be read .* finish a merge"):
+        provenance([Path("datasets/web")])
+
+
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
