@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.text import has_words
-from blip.data.text_records import field, json_items
+from blip.data.text_records import field, numbered
 from blip.errors import DataError
 from blip.files import read_json
 from blip.metrics.ids import require_one_each
@@ -171,8 +171,7 @@ def _read_relevance(path: Path, dialogs: DialogSet) -> dict[Key, Sequence[float]
     """Read rows of `image_id`, `round_id` and `gt_relevance` (`relevance` in the training split)."""
     found: dict[Key, Sequence[float]] = {}
     known = set(dialogs.keys)
-    for number, row in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
+    for where, row in numbered(path):
         key = field(row, "image_id", int, where), field(row, "round_id", int, where)
         name = "relevance" if "relevance" in row else "gt_relevance"
         values = field(row, name, list, where)

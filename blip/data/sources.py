@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blip.config import Source
-from blip.data.text_records import field, json_items, read_lines, reading
+from blip.data.text_records import field, numbered, read_lines, reading
 from blip.errors import DataError
 from blip.files import read_json
 
@@ -99,8 +99,7 @@ def _parse(form: str, path: Path) -> Iterator[SourceRecord]:
 
 def parse_blip(path: Path) -> Iterator[SourceRecord]:
     """`[{"image": name, "caption": text or [text, ...]}, ...]`, as salesforce/BLIP has it."""
-    for number, item in enumerate(json_items(path), 1):
-        where = f"{path}, record {number}"
+    for where, item in numbered(path):
         image = field(item, "image", str, where)
         caption = item.get("caption")
         captions = [caption] if isinstance(caption, str) else caption
