@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 def digest_json(value: Any) -> str:
     """Give the sha256 (hex) of a JSON-able value in its canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # Names of files need not be text; those bytes of theirs are taken as they are.
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def digest_file(path: Path) -> str:

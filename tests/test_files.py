@@ -40,6 +40,16 @@ def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, object]) -
     assert digest_json(value) == digest_json(dict(reversed(list(value.items()))))
 
 
+def test_names_of_files_need_not_be_text(tmp_path: Path) -> None:
+    digests = set()
+    for name in (b"caf\xe9", b"caf\xe8", b"caf\xc3\xa9"):
+        folder = tmp_path / str(len(digests))
+        folder.mkdir()
+        (folder / os.fsdecode(name)).write_text("x")
+        digests.add(digest_directory(folder))
+    assert len(digests) == 3
+
+
 def test_json_round_trip_and_equal_bytes(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": "é"})
     write_json(tmp_path / "b.json", {"a": "é", "b": 1})

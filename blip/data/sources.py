@@ -59,6 +59,8 @@ def read_records(source: Source) -> Iterator[SourceRecord]:
     records = itertools.islice(records, source.skip, stop)
     first = next(records, None)
     if first is None:
+        if source.split is None and not source.skip:
+            raise DataError(f"{path}: holds no record: fetch it again, or name another file")
         raise DataError(
             f"{path}: no record is left after split {source.split!r} and skip {source.skip}: "
             "check that they belong to this file"
@@ -202,6 +204,8 @@ def _find_columns(path: Path, header: Sequence[str]) -> tuple[int, int]:
                 f"{path}: no {what} column among {', '.join(header) or '(none)'}: "
                 f"call it one of {', '.join(names)}; images behind URLs must be fetched first"
             )
+        if lower.count(lower[places[0]]) > 1:
+            raise DataError(f"{path}: column {header[places[0]]} stands twice: remove one")
         found.append(places[0])
     return found[0], found[1]
 

@@ -104,7 +104,7 @@ BAD: list[tuple[str, str, str]] = [
     ("blip", '[{"image": 3, "caption": "a"}]', "record 1: image is 3, it must be str"),
     ("blip", '[{"image": "a.png"}]', r"record 1 \(a\.png\): caption is None"),
     ("blip", '[{"image": "a.png", "caption": ["a", 2]}]', r"caption is \['a', 2\]"),
-    ("blip", "[]", "no record is left"),
+    ("blip", "[]", "holds no record"),
     (
         "blip",
         '[{"image": "a.png", "caption": "a", "caption": "b"}]',
@@ -135,6 +135,8 @@ BAD: list[tuple[str, str, str]] = [
     ("csv", "id,label\n1,2\n", "no image column among id, label"),
     ("csv", "url,caption\nhttp://x/y.png,a\n", "URLs must be fetched first"),
     ("csv", "image,label\n1,2\n", "no caption column among image, label"),
+    ("csv", "image,caption,Caption\na.png,a,b\n", "column caption stands twice"),
+    ("csv", "image,caption\n", "holds no record"),
     ("csv", "", r"no image column among \(none\)"),
     ("tsv", "image\tcaption\na.png\n", "line 2: has 1 fields"),
     ("parquet", "PAR1 no parquet", "cannot be read as Parquet"),
@@ -187,6 +189,14 @@ def test_other_encoding(tmp_path: Path, form: str) -> None:
     path.write_bytes(path.read_bytes().replace(b"x", b"\xe9"))
     with pytest.raises(DataError, match="is not UTF-8"):
         list(read_records(source(path, form)))
+
+
+def test_parquet_column_twice(tmp_path: Path) -> None:
+    column = pa.array(["a.png"])
+    table = pa.table([column] * 3, names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "file")
+    with pytest.raises(DataError, match="column caption stands twice"):
+        list(read_records(source(tmp_path / "file", "parquet")))
 
 
 def test_parquet_column_of_numbers(tmp_path: Path) -> None:
