@@ -73,7 +73,8 @@ def index_tar(path: Path) -> dict[str, tuple[int, int]]:
             while member := tar.next():
                 if member.isreg() and not member.issparse():  # the bytes of others are not a piece
                     found[member.name.removeprefix("./")] = member.offset_data, member.size
-                tar.members.clear()  # a kilobyte each, which the library would keep
+                # A kilobyte each, which the library would keep.
+                tar.members.clear()  # type: ignore[attr-defined]
             file.seek(tar.offset)
             rest = file.read(_RECORD + len(_END))
     except tarfile.TarError as error:
