@@ -127,7 +127,7 @@ def _put_together(
     truths: list[Truth],
 ) -> Iterator[Shard]:
     """Give the shards of all blocks, in order, without the images that an earlier one holds."""
-    seen: set[bytes] = set()  # 32 bytes an image is all that outlives a block
+    seen: set[bytes] = set()  # a digest, with its place 100 bytes, outlives a block
     for folder in folders:
         block = read_block(folder)
         accepted = {v.key: v for v in _first_seen(block.verdicts, seen, quarantine)}
