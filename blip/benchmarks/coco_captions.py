@@ -23,7 +23,7 @@ from blip.errors import DataError
 from blip.evaluate.bootstrap import Floats, Statistic, mean
 from blip.evaluate.captioning import score_captions, statistics, write_captions
 from blip.evaluate.evaluation_set import EvaluationSet
-from blip.evaluate.results import report
+from blip.evaluate.results import SUBMISSION, report
 from blip.files import read_json, write_json
 from blip.metrics import java
 from blip.metrics.captions import MAX_ORDER, tokenized_captions
@@ -33,7 +33,6 @@ from blip.tracker import Tracker
 log = logging.getLogger(__name__)
 
 TASK = "captioning"
-SUBMISSION = "submission.json"
 
 ImageId = int | str
 
@@ -76,7 +75,7 @@ def evaluate_coco_captions(
     captions = write_captions(config, checkpoint, images)
     tracker.metrics({"perf/images_per_second": len(captions) / (time.monotonic() - started)})
     written = {ids[key]: caption for key, caption in captions.items()}
-    write_submission(written, out)
+    write_submission(written, out, tracker)
     _score(config, written, references, out, tracker)
 
 
@@ -136,10 +135,11 @@ def read_captions(path: Path, expected: Iterable[ImageId], annotations: Path) ->
     return dict(zip(ids, read_predictions(path, ids, annotations, parse), strict=True))
 
 
-def write_submission(captions: Mapping[ImageId, str], out: Path) -> None:
+def write_submission(captions: Mapping[ImageId, str], out: Path, tracker: Tracker) -> None:
     """Write captions as COCO's tool, and the servers, take them."""
     rows = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
     write_json(out / SUBMISSION, rows)
+    tracker.artifact(out / SUBMISSION)
 
 
 def image_ids(images: Iterable[str], source: Path) -> list[ImageId]:

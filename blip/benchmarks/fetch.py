@@ -76,7 +76,7 @@ def fetch(place: str, file: BenchmarkFile, folder: Path) -> Record:
         part = target.with_name(f".{target.name}.part")
         _download(file, part)
         try:
-            found = _check(file, part, known, str(target))
+            found = _check(file, part, known, target)
         except DataError:
             _discard(part)
             raise
@@ -109,15 +109,15 @@ def _keep(
     place: str, file: BenchmarkFile, folder: Path, target: Path, known: Record | None
 ) -> Record:
     """Check a file that is in its place."""
-    found = _check(file, target, known, str(target))
+    found = _check(file, target, known, target)
     if known is None:
         _write_record(folder, place, found)
     log.info("%s is here already, and is what it should be", target)
     return found
 
 
-def _check(file: BenchmarkFile, path: Path, known: Record | None, name: str) -> Record:
-    """Hold a file against the catalogue and the record."""
+def _check(file: BenchmarkFile, path: Path, known: Record | None, target: Path) -> Record:
+    """Hold a file, in its place or about to take it, against the catalogue and the record."""
     size, sha256 = path.stat().st_size, digest_file(path)
     md5 = _md5(path) if file.md5 else None
     rules = [
@@ -126,12 +126,13 @@ def _check(file: BenchmarkFile, path: Path, known: Record | None, name: str) -> 
         ("md5", md5, file.md5, "the catalogue gives"),
         ("sha256", sha256, known and known.sha256, f"{RECORD} has from the first time"),
     ]
+    remedy = "remove it and fetch again" if path == target else "it is not kept; fetch again"
     for what, found, wanted, who in rules:
         if wanted is not None and found != wanted:
             raise DataError(
-                f"{name}: {what} is {found}, {who} {wanted}: this is another file than the one "
-                f"that is meant ({file.url}): remove it and fetch again; if the source has changed "
-                "it, its numbers are no longer comparable"
+                f"{target}: {what} is {found}, {who} {wanted}: this is another file than the one "
+                f"that is meant ({file.url}): {remedy}; if the source has changed it, its numbers "
+                "are no longer comparable"
             )
     return Record(file.url, size, sha256)
 

@@ -39,6 +39,7 @@ from blip.tracker import Tracker
 log = logging.getLogger(__name__)
 
 TASK = "nlvr"
+PREDICTIONS = "predictions.csv"  # what the official script reads
 STATEMENT_WORDS = 40  # BLIP.md 5.4; of tokens the reference takes all
 
 _IDENTIFIER = re.compile(r"[a-z0-9]+-\d+-\d+-\d+", re.ASCII)  # split, set, pair, sentence
@@ -146,7 +147,8 @@ def evaluate_nlvr(
     predictions = dict(zip(statements.identifiers, said, strict=True))
     if statements.official:
         lines = (f"{identifier},{said}\n" for identifier, said in predictions.items())
-        write_text(out / "predictions.csv", "".join(lines))
+        write_text(out / PREDICTIONS, "".join(lines))
+        tracker.artifact(out / PREDICTIONS)
     _report(config, list(predictions.items()), checkpoint, statements, out, tracker)
 
 

@@ -102,7 +102,7 @@ def evaluate_nocaps(
     )
     tracker.metrics({"perf/images_per_second": len(names) / (time.monotonic() - started)})
     captions: dict[ImageId, str] = {image.image_id: written[image.image] for image in images}
-    write_submission(captions, out)
+    write_submission(captions, out, tracker)
     if told:
         _score(config, captions, told, out, tracker)
         return

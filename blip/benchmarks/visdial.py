@@ -33,7 +33,7 @@ from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network, require_finite
-from blip.evaluate.results import report
+from blip.evaluate.results import SUBMISSION, report
 from blip.files import write_text
 from blip.metrics.visdial import ndcg, require_ranks, sparse, to_ranks
 from blip.models.device import autocast
@@ -83,7 +83,8 @@ def evaluate_visdial(
         )
     scores = score_answers(network, config, dialogs, photos)
     ranks = {key: to_ranks(own).tolist() for key, own in scores.items()}
-    write_text(out / "submission.json", _submission(ranks))
+    write_text(out / SUBMISSION, _submission(ranks))
+    tracker.artifact(out / SUBMISSION)
     _report(config, ranks, dialogs, out, tracker)
 
 

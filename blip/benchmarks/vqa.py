@@ -26,7 +26,7 @@ from blip.evaluate.bootstrap import Statistic, mean
 from blip.evaluate.evaluation_set import Photos, require_photos
 from blip.evaluate.features import image_tokens
 from blip.evaluate.network import Network, open_network
-from blip.evaluate.results import report
+from blip.evaluate.results import SUBMISSION, report
 from blip.evaluate.vqa import Answerer, ground_questions, tokenize_questions
 from blip.files import read_json, write_json
 from blip.metrics.ids import name_some, require_one_each
@@ -134,7 +134,8 @@ def evaluate_vqa(
     said = answer_questions(network, config, questions.questions, photos, candidates)
     ids = [question.question_id for question in questions.questions]
     rows = [{"question_id": question_id, "answer": said[question_id]} for question_id in ids]
-    write_json(out / "submission.json", rows)
+    write_json(out / SUBMISSION, rows)
+    tracker.artifact(out / SUBMISSION)
     asked, accuracies = questions.asked, None
     if asked is None:
         log.warning(

@@ -13,6 +13,7 @@ from blip.files import write_json
 from blip.tracker import Tracker
 
 TABLE = "per_example.parquet"
+SUBMISSION = "submission.json"  # what a server scores; of those tasks that have one
 
 
 def report(

@@ -12,11 +12,30 @@ from blip.config import PRESETS, Config, load_config
 from blip.data.text import VOCABULARY, Tokenizer, train_vocabulary
 from blip.models.blip import Blip, Parts
 from blip.models.checkpoint import save_model
+from blip.tracker import NullTracker
 
 WORDS = (
     "what color is the dog how many cats are there left right image both two three red blue green "
     "a an yes no on table man woman bird boat water"
 )
+
+
+class Keeper(NullTracker):
+    """Remembers the names of the files that it is given."""
+
+    def __init__(self) -> None:
+        self.artifacts: list[str] = []
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Remember a file, which is there."""
+        assert path.is_file()
+        self.artifacts.append(path.name)
+
+
+@pytest.fixture
+def keeper() -> Keeper:
+    """A tracker that tells what it was given."""
+    return Keeper()
 
 
 @pytest.fixture(scope="session")

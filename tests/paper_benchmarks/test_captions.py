@@ -23,6 +23,7 @@ from blip.evaluate.evaluation_set import open_evaluation_set
 from blip.files import read_json
 from blip.metrics import java
 from blip.tracker import NullTracker
+from tests.paper_benchmarks.conftest import Keeper
 
 REFERENCES = {
     7: ["a red dog on a mat", "the dog"],
@@ -233,6 +234,7 @@ def test_a_model_writes_for_the_server(
     config: Config,
     random_model: Callable[[str], Path],
     draw_photos: Callable[..., None],
+    keeper: Keeper,
     tmp_path: Path,
 ) -> None:
     draw_photos(tmp_path, (f"val/{image:04}.jpg" for image in DOMAINS))
@@ -241,7 +243,8 @@ def test_a_model_writes_for_the_server(
     model = random_model("captioning")
     for name, annotations in (("scored", nocaps_annotations(tmp_path)), ("blind", None)):
         (tmp_path / name).mkdir()
-        evaluate_nocaps(config, model, data, tmp_path, annotations, tmp_path / name, NullTracker())
+        evaluate_nocaps(config, model, data, tmp_path, annotations, tmp_path / name, keeper)
+    assert keeper.artifacts.count("submission.json") == 2
     submission = read_json(tmp_path / "scored/submission.json")
     assert [row["image_id"] for row in submission] == list(DOMAINS)
     assert submission == read_json(tmp_path / "blind/submission.json")

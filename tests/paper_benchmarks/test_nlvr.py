@@ -100,14 +100,17 @@ def test_a_pair_of_photos_is_encoded_once(files: Path, config, random_model, mon
     assert seen == [6, 6, 2]  # seven pairs of nine statements
 
 
-def test_a_model_is_scored_as_its_predictions_are(files: Path, config, random_model) -> None:
+def test_a_model_is_scored_as_its_predictions_are(
+    files: Path, config, random_model, keeper
+) -> None:
     for name in ("model", "again", "blip"):
         (files / name).mkdir()
     statements = open_statements(
         files / "dev.json", files / "balanced_dev.json", files / "categories.txt"
     )
     checkpoint = random_model("nlvr")
-    evaluate_nlvr(config, checkpoint, statements, files, files / "model", NullTracker())
+    evaluate_nlvr(config, checkpoint, statements, files, files / "model", keeper)
+    assert "predictions.csv" in keeper.artifacts
     predictions = files / "model/predictions.csv"
     score_nlvr(config, predictions, statements, files / "again", NullTracker())
     for name in ("metrics.json", "per_example.parquet"):

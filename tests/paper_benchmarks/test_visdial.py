@@ -118,11 +118,12 @@ def test_scores_are_those_of_each_candidate_alone(files: Path, config, random_mo
             said = f"{asked} {each.answer} "
 
 
-def test_a_model_is_scored_as_its_submission_is(files: Path, config, random_model) -> None:
+def test_a_model_is_scored_as_its_submission_is(files: Path, config, random_model, keeper) -> None:
     for name in ("model", "again"):
         (files / name).mkdir()
     found = open_dialogs(files / "val.json", files / "dense.json")
-    evaluate_visdial(config, random_model("pretrain"), found, files, files / "model", NullTracker())
+    evaluate_visdial(config, random_model("pretrain"), found, files, files / "model", keeper)
+    assert "submission.json" in keeper.artifacts
     rows = read_json(files / "model/submission.json")
     assert [set(row) for row in rows] == [{"image_id", "round_id", "ranks"}] * 12
     assert all(sorted(row["ranks"]) == list(range(1, 101)) for row in rows)

@@ -141,10 +141,13 @@ def test_a_model_is_scored_as_its_submission_is(files: Path, config, random_mode
     assert table.schema.equals(PER_QUESTION)
 
 
-def test_a_test_has_a_submission_and_no_score(files: Path, config, random_model, caplog) -> None:
+def test_a_test_has_a_submission_and_no_score(
+    files: Path, config, random_model, keeper, caplog
+) -> None:
     (files / "out").mkdir()
     questions = open_questions(files / "questions.json")
-    evaluate_vqa(config, random_model("vqa"), questions, files, None, files / "out", NullTracker())
+    evaluate_vqa(config, random_model("vqa"), questions, files, None, files / "out", keeper)
+    assert keeper.artifacts == ["submission.json", "per_example.parquet", "metrics.json"]
     assert read_json(files / "out/metrics.json") == {"vqa": {"questions": 7}}
     assert len(read_json(files / "out/submission.json")) == 7
     assert not (files / "out/accuracy.json").exists()
