@@ -214,9 +214,9 @@ def track() -> None:
     from blip.integrations.tracking.shipping import ship
 
     shipped = ship(Path("runs"), load_settings(), last=True)
-    typer.echo(f"{shipped.points} points carried")
+    typer.echo(f"points carried: {shipped.points}")
     if shipped.problem:
-        raise IntegrationError(f"{len(shipped.waiting)} stages wait: {shipped.problem}")
+        raise IntegrationError(f"stages that wait: {len(shipped.waiting)}; {shipped.problem}")
 
 
 def ui() -> None:
