@@ -47,16 +47,14 @@ def test_the_newest_revision_is_the_one_that_alembic_finds() -> None:
 
 
 def test_opening_again_is_quick(url: str) -> None:
-    """At its best; worst measured of five 9 ms on PostgreSQL, 2 ms on SQLite."""
+    """Best of five, in CPU time, as the machine may be busy; measured: 5 ms on PostgreSQL, 2 ms on SQLite."""
     open_catalog(url)
-    best = 1.0
-    for _ in range(100):  # the most that a busy machine gets
-        started = time.perf_counter()
+    seconds = []
+    for _ in range(5):
+        started = time.process_time()
         open_catalog(url)
-        best = min(best, time.perf_counter() - started)
-        if best < 0.05:
-            break
-    assert best < 0.05
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.05
 
 
 def test_a_row_that_refers_to_nothing_is_refused(engine: Engine) -> None:
