@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from blip.benchmarks.records import read_predictions, require_unique
+from blip.benchmarks.records import read_predictions, require_unique, storable
 from blip.config import Config
 from blip.data.annotations import coco_image_id
 from blip.data.text_records import field, numbered
@@ -129,7 +129,7 @@ def read_captions(path: Path, expected: Iterable[ImageId], annotations: Path) ->
     """
 
     def parse(row: Any, where: str) -> tuple[ImageId, str]:
-        return _image_id(row, where), field(row, "caption", str, where)
+        return _image_id(row, where), _caption(row, where)
 
     ids = list(expected)
     return dict(zip(ids, read_predictions(path, ids, annotations, parse), strict=True))
@@ -226,7 +226,7 @@ def coco_references(found: Any, path: Path) -> dict[ImageId, list[str]]:
             raise DataError(
                 f"{where}: image_id {image_id} is not among the images: remove the annotation"
             )
-        references[image_id].append(field(annotation, "caption", str, where))
+        references[image_id].append(_caption(annotation, where))
     bare = [image_id for image_id, own in references.items() if not own]
     if bare:
         raise DataError(f"{path}: without a caption: {name_some(bare)}: remove these images")
@@ -251,6 +251,10 @@ def _listed(path: Path) -> dict[ImageId, list[str]]:
     ids = image_ids(map(str, keys), path) if named else keys
     require_unique(ids, path)
     return dict(zip(ids, texts, strict=True))
+
+
+def _caption(row: Any, where: str) -> str:
+    return storable(field(row, "caption", str, where), "caption", where)
 
 
 def _image_id(row: Any, where: str) -> ImageId:

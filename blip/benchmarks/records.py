@@ -69,16 +69,23 @@ def score(item: Any, name: str, where: str) -> float:
     return float(value)
 
 
+def storable(value: str, name: str, where: str) -> str:
+    """Give a text that a file can hold: JSON can write half of a character alone."""
+    halves = any("\ud800" <= character <= "\udfff" for character in value)
+    require(not halves, where, name, value, "a text of whole characters")
+    return value
+
+
 def text(value: str, name: str, where: str) -> str:
     """Give a text, which must say something."""
     require(value.strip(), where, name, value, "a text that is not empty")
-    return value
+    return storable(value, name, where)
 
 
 def words(value: str, name: str, where: str) -> str:
     """Give a question or a sentence, of which cleaning must leave a word."""
     require(has_words(value), where, name, value, f"a {name} with words")
-    return value
+    return storable(value, name, where)
 
 
 def photo(name: str, where: str) -> str:

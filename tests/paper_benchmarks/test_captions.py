@@ -129,6 +129,7 @@ def test_bad_references_are_named(document: object, message: str, tmp_path: Path
         (rows(CAPTIONS) + rows({3: "again"}), "3 stands more than once"),
         ([{"image_id": 3.5, "caption": "a"}], "record 1: image_id is 3.5, it must be int or str"),
         ([{"image_id": 3, "caption": None}], "record 1: caption is None, it must be str"),
+        ([{"image_id": 3, "caption": "a \ud83d"}], "record 1: caption is 'a \\ud83d', it must be"),
         ({"captions": []}, "record 1: is not JSON"),
     ],
 )
