@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -87,6 +88,17 @@ def _take_gpu(number: int) -> None:
             f"--nproc-per-node {count}"
         )
     torch.cuda.set_device(number)
+
+
+def gpu_of_this_thread() -> Callable[[], None]:
+    """Give what a thread that this one starts must call first to be on the same GPU.
+
+    It would begin on the first one of the machine, and to pin memory or to wait for another from
+    there takes memory of it.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return lambda: None
+    return partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def _is_of_exchange(error: RuntimeError) -> bool:

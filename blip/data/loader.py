@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blip import distributed
 from blip.batch import Batch
 from blip.config import PairTraining
 from blip.data.dataset import Dataset
@@ -255,7 +256,8 @@ def ahead(load: Callable[[int], T], steps: range, num_workers: int) -> Iterator[
         yield from map(load, steps)
         return
     todo = iter(steps)
-    with ThreadPoolExecutor(num_workers, thread_name_prefix="loader") as pool:
+    take_gpu = distributed.gpu_of_this_thread()
+    with ThreadPoolExecutor(num_workers, "loader", initializer=take_gpu) as pool:
         pending: collections.deque[Future[T]] = collections.deque()
         try:
             for step in itertools.islice(todo, num_workers * PREFETCH):

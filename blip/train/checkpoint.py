@@ -183,12 +183,10 @@ class Checkpoints:
         return Saved(self._path(step))
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
-        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+        take_gpu = distributed.gpu_of_this_thread()
 
         def run() -> None:
-            # A thread begins on the first GPU, and to wait for another there takes memory of it.
-            if device is not None:
-                torch.cuda.set_device(device)
+            take_gpu()
             work(*arguments)
 
         self._writer = threading.Thread(target=run, name="checkpoint", daemon=True)

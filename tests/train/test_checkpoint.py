@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.config import Training
+from blip.data.loader import ahead
 from blip.errors import CheckpointError, DataError
 from blip.files import digest_file
 from blip.tracker import NullTracker
@@ -288,10 +289,10 @@ def test_one_save_at_a_time_and_the_context_waits_for_the_last(
     assert names(tmp_path) == [f"step-0000000{i}" for i in range(4)]
 
 
-def test_the_thread_that_writes_is_on_the_gpu_of_its_process(
+def test_threads_are_on_the_gpu_of_their_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would be on the first one, and take memory there."""
+    """Else they would be on the first one, and take memory there."""
     taken: list[tuple[str, int]] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
@@ -303,6 +304,8 @@ def test_the_thread_that_writes_is_on_the_gpu_of_its_process(
     checkpoints.save(1, {}, None, own={})
     checkpoints.finish()
     assert taken == [("checkpoint", 3)] * 2
+    assert list(ahead(str, range(3), num_workers=1)) == ["0", "1", "2"]
+    assert taken[2:] == [("loader_0", 3)]
 
 
 def test_a_fault_of_ours_is_raised_as_such(tmp_path: Path, monkeypatch: Any) -> None:
