@@ -17,9 +17,9 @@ from blip.integrations.versioning import Node
 Say = Callable[[str], None]
 Kind = Literal["local", "kubernetes"]
 
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 90.0  # from SIGTERM to SIGKILL: for a step and a checkpoint of gigabytes
+LAST_WORDS_SECONDS = 10.0
 TIMED_OUT = 124  # exit code, as of `timeout`
-PREEMPTED = TERMINATED  # exit code of a stage that was told to leave, and kept its state
 
 
 class StageFailedError(IntegrationError):
@@ -152,7 +152,7 @@ class LocalLauncher:
         finally:
             _kill_group(child)  # whatever it left behind
             child.wait()
-            reader.join(GRACE_SECONDS)
+            reader.join(LAST_WORDS_SECONDS)
             with self._lock:
                 del self._children[name]
         if self._stopped:
@@ -160,7 +160,7 @@ class LocalLauncher:
         if timed_out:
             raise StageFailedError(f"took longer than its {timeout:g} s and was stopped", TIMED_OUT)
         code = _exit_code(child.returncode)
-        if code == PREEMPTED:
+        if code == TERMINATED:
             raise StoppedError("was pre-empted: the next run goes on from where it was", code)
         if code:
             said = f": {last[0]}" if last[0] else ""

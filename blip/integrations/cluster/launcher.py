@@ -4,14 +4,13 @@ import contextlib
 import threading
 from pathlib import Path
 
-from blip.errors import IntegrationError
+from blip.errors import TERMINATED, IntegrationError
 from blip.integrations.cluster import jobs, workspace
 from blip.integrations.cluster.api import Object, annotations, connect
 from blip.integrations.cluster.manifests import AFTER, render, resumed, seen_by_pods
 from blip.integrations.cluster.reasons import ending
 from blip.integrations.cluster.settings import BucketStorage, Cluster
 from blip.integrations.launch import (
-    PREEMPTED,
     LocalLauncher,
     Say,
     StageFailedError,
@@ -79,7 +78,7 @@ class KubernetesLauncher:
                     raise StoppedError("was stopped")
             finally:
                 self._active.discard(name)
-            if ended.code == PREEMPTED:
+            if ended.code == TERMINATED:
                 raise StoppedError(ended.reason, ended.code)
             if ended.code:
                 raise StageFailedError(ended.reason, ended.code)

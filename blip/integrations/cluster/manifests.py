@@ -30,11 +30,10 @@ from typing import Any
 
 import yaml
 
-from blip.errors import ConfigError
+from blip.errors import TERMINATED, ConfigError
 from blip.files import digest_json
 from blip.integrations.cluster.pods import CONTAINER, Manifest, pod
 from blip.integrations.cluster.settings import BucketStorage, Cluster, Place, SharedStorage
-from blip.integrations.launch import PREEMPTED
 from blip.integrations.versioning import Node
 from blip.torchrun import LOST_PEER, USER_ERROR
 
@@ -207,7 +206,7 @@ def _job(
                     "action": "Ignore",
                     "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                 },
-                _on_codes("Ignore", LOST_PEER, PREEMPTED),
+                _on_codes("Ignore", LOST_PEER, TERMINATED),
             ]
         },
         "podReplacementPolicy": "Failed",  # never two pods of one index in one workspace

@@ -5,9 +5,10 @@ import re
 import signal
 from dataclasses import dataclass
 
+from blip.errors import TERMINATED
 from blip.integrations.cluster.api import Api, Object, annotations
 from blip.integrations.cluster.manifests import QUEUE
-from blip.integrations.launch import PREEMPTED, TIMED_OUT
+from blip.integrations.launch import TIMED_OUT
 from blip.torchrun import LOST_PEER, USER_ERROR
 
 CODE, REASON = "blip/code", "blip/reason"  # the annotations of a Job that was ended for a reason
@@ -27,7 +28,7 @@ class Ending:
     reason: str = ""
 
 
-CANCELLED = Ending(PREEMPTED, "was cancelled: its Job was deleted")
+CANCELLED = Ending(TERMINATED, "was cancelled: its Job was deleted")
 
 
 def ending(job: Object, pods: list[Object]) -> Ending | None:
@@ -47,7 +48,7 @@ def ending(job: Object, pods: list[Object]) -> Ending | None:
         return Ending(TIMED_OUT, f"DeadlineExceeded: took longer than its {seconds} s")
     failures = [failure for pod in pods if (failure := failure_of(pod))]
     if failures:  # what others died of, rather than that they lost a peer or were told to leave
-        return min(failures, key=lambda failure: failure.code in (LOST_PEER, PREEMPTED))
+        return min(failures, key=lambda failure: failure.code in (LOST_PEER, TERMINATED))
     return Ending(1, f"{condition.get('reason')}: {_message(condition)}")
 
 
@@ -71,11 +72,11 @@ def failure_of(pod: Object) -> Ending | None:
     for condition in status.get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             what = "Preempted" if "Preempt" in condition.get("reason", "") else "Evicted"
-            return Ending(PREEMPTED, f"{what}: {_message(condition)}")
+            return Ending(TERMINATED, f"{what}: {_message(condition)}")
     if status.get("phase") != "Failed":
         return None
     if status.get("reason") in PUSHED_OUT:
-        return Ending(PREEMPTED, f"{status['reason']}: {_message(status)}")
+        return Ending(TERMINATED, f"{status['reason']}: {_message(status)}")
     if status.get("reason") == "DeadlineExceeded":
         return Ending(TIMED_OUT, f"DeadlineExceeded: {_message(status)}")
     for container in status.get("containerStatuses", []):
@@ -90,7 +91,7 @@ def _crash(ended: Object, memory: str) -> Ending:
     if ended.get("reason") == "OOMKilled":
         return Ending(OUT_OF_MEMORY, f"OOMKilled: needs more than its memory limit of {memory}")
     said = ended.get("message", "").strip().splitlines()[-1:]
-    if code == PREEMPTED:
+    if code == TERMINATED:
         return Ending(code, "was told to leave: the next run goes on from where it was")
     how = f"ended with exit code {code}"
     if code > 128:
