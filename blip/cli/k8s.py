@@ -42,7 +42,7 @@ def render(
     settings = load_cluster(cluster)
     graph = versioning.read_graph()
     if stage not in graph:
-        raise ConfigError(f"no stage is called {stage!r}; there are {', '.join(graph)}")
+        raise ConfigError(f"no stage is called {stage!r}; {versioning.suggest(stage, graph)}")
     try:
         key = versioning.stage_digest(stage)
     except DataError as error:
@@ -82,7 +82,7 @@ def submit(
     with open_experiment(Path.cwd()) as experiment:
         graph = versioning.read_graph()
         if stage not in graph:
-            raise ConfigError(f"no stage is called {stage!r}; there are {', '.join(graph)}")
+            raise ConfigError(f"no stage is called {stage!r}; {versioning.suggest(stage, graph)}")
         node = graph[stage]
         launcher = KubernetesLauncher(
             experiment.workspace, settings, nodes=nodes, gpus=gpus, parts=parts

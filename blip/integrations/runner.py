@@ -137,7 +137,7 @@ def _select(graph: Mapping[str, Node], targets: list[str]) -> dict[str, Node]:
         named = {name for name in graph if name == target or name.split("@")[0] == target}
         if not named:
             raise ConfigError(
-                f"no stage or group of stages is called {target!r}; there are {', '.join(graph)}"
+                f"no stage or group of stages is called {target!r}; {versioning.suggest(target, graph)}"
             )
         wanted |= named
     for name in reversed(list(graph)):

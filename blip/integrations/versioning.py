@@ -1,8 +1,9 @@
 """The stages as DVC knows them: reads the graph, asks what is up to date, restores and records."""
 
 import contextlib
+import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -113,6 +114,16 @@ def _node(stage: Any, graph: Any) -> Node:
 
 
 @through_dvc
+def suggest(name: str, graph: Iterable[str]) -> str:
+    """Say, for an error, which stages were meant by a name that none has: the end of a sentence."""
+    groups = {stage: stage.split("@")[0] for stage in graph}
+    close = [stage for stage, group in groups.items() if group == name]
+    close = close or difflib.get_close_matches(name, {**groups, **dict.fromkeys(groups.values())})
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are {', '.join(dict.fromkeys(groups.values()))}"
+
+
 def prepare(
     name: str, begun: Callable[[str], bool] = lambda key: False, *, pull: bool = False
 ) -> Prepared:

@@ -161,7 +161,7 @@ def test_targets_take_what_they_need_along(toy: Any) -> None:
     assert sorted(outcome) == ["prepare", "train@left", "train@right"]
     outcome, _ = run(toy, targets=("select",))
     assert sorted(outcome) == ["prepare", "select", "train@left"]
-    with pytest.raises(ConfigError, match="no stage or group of stages is called 'trian'"):
+    with pytest.raises(ConfigError, match=r"called 'trian'; did you mean train\?"):
         run(toy, targets=("trian",))
 
 

@@ -224,7 +224,7 @@ def test_without_a_shared_volume_parts_give_the_bytes_of_one(
     monkeypatch.setenv("BLIP_TRACKING", "off")
     add_remote()
     blip("k8s submit ingest@web --parts 2 --no-wait")
-    kubectl("wait", "--for=condition=complete", "--timeout=120s", "jobs", "--all")
+    kubectl("wait", "--for=condition=complete", "--timeout=600s", "jobs", "--all")
     kept = sorted(bucket_only.rglob("runs/*/*.tar"))
     assert [file.name for file in kept] == ["0.tar", "1.tar"]
     shards = [set(finished(file)) for file in kept]

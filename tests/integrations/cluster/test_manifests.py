@@ -332,7 +332,7 @@ def test_every_stage_of_the_graph_is_rendered_by_the_command_line(tmp_path: Path
     assert pod_of(job)["containers"][0]["workingDir"] == "/workspace"
     done = run("pretrain")
     assert done.returncode == 2
-    assert "no stage is called 'pretrain'; there are " in done.stderr
+    assert "called 'pretrain'; did you mean pretrain@" in done.stderr
     done = run("caption", "--cluster", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
     assert "none.yaml: cannot be read" in done.stderr
