@@ -37,6 +37,7 @@ image:  ## Build the image for clusters with podman or docker (ENGINE); TORCH=cu
 deploy-local:  ## Install the platform on the cluster of KUBECONFIG and wait for it; OVERLAY=gpu for one with GPUs
 	@: $${KUBECONFIG:?names the cluster}
 	k8s/secrets.sh k8s/overlays/$(OVERLAY)
+	kubectl -n blip delete job buckets --ignore-not-found  # an ended Job cannot take another image
 	kubectl apply -k k8s/overlays/$(OVERLAY)
 	kubectl -n blip rollout status --timeout 15m deployment/mlflow deployment/prefect deployment/worker
 	@echo 'Prefect  kubectl -n blip port-forward service/prefect 4200   http://localhost:4200'

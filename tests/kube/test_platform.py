@@ -417,4 +417,5 @@ def test_deploying_again_changes_nothing(platform: Platform) -> None:
     before = pods()
     said = platform.deploy()
     assert "deployment.apps/worker unchanged" in said
+    assert "job.batch/buckets created" in said  # another image would not be taken by the ended one
     assert pods() == before
