@@ -113,7 +113,6 @@ def _node(stage: Any, graph: Any) -> Node:
     )
 
 
-@through_dvc
 def suggest(name: str, graph: Iterable[str]) -> str:
     """Say, for an error, which stages were meant by a name that none has: the end of a sentence."""
     groups = {stage: stage.split("@")[0] for stage in graph}
@@ -124,6 +123,7 @@ def suggest(name: str, graph: Iterable[str]) -> str:
     return f"there are {', '.join(dict.fromkeys(groups.values()))}"
 
 
+@through_dvc
 def prepare(
     name: str, begun: Callable[[str], bool] = lambda key: False, *, pull: bool = False
 ) -> Prepared:

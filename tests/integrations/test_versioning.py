@@ -1,21 +1,43 @@
 """What DVC says of stages, and how its errors are told."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from blip.errors import DataError, IntegrationError
-from blip.integrations import versioning
+from blip.integrations import pinning, sharing, versioning
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # pygtrie within DVC
 
 
-def test_an_error_of_dvc_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        versioning.read_graph,
+        versioning.survey,
+        lambda: versioning.prepare("select"),
+        lambda: versioning.stage_digest("select"),
+        lambda: versioning.record("select", {}),
+        versioning.checkout,
+        lambda: versioning.save_experiment("name", []),
+        lambda: pinning.keep_data("data.dvc"),
+        sharing.fetch_run_cache,
+        lambda: sharing.push(["select"]),
+        lambda: sharing.pull(["out"]),
+        sharing.remote_url,
+        lambda: sharing.put(b"", "name"),
+        lambda: sharing.share_cache(Path.cwd()),
+    ],
+)
+def test_an_error_of_dvc_is_one_message(
+    call: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(IntegrationError, match=r"^DVC: .*not inside of a DVC repository"):
-        versioning.read_graph()
+        call()
 
 
 def test_the_digest_of_a_stage_is_what_prepare_says_and_changes_nothing(finished_toy: Any) -> None:
